@@ -1,0 +1,1 @@
+"""DBOS on PostgreSQL: workflows taken from its queue by worker processes, each step checkpointed."""

@@ -1,0 +1,302 @@
+"""The connection to the store: engines, write transactions, retries and the store's clock.
+
+Owns how a statement reaches SQLite or PostgreSQL; never what it says. No user
+code may run between the opening and the end of a transaction.
+
+SQLite: every write begins with ``BEGIN IMMEDIATE`` (a deferred transaction that
+reads and then writes fails with SQLITE_BUSY_SNAPSHOT whatever the time-out) and
+waits in one queue per process in which heartbeats go first. PostgreSQL sessions
+carry time-outs, so that a frozen process cannot hold a lock for long.
+
+``paidonce_now()`` is the store's clock in microseconds on both engines: a SQL
+function on PostgreSQL, registered per connection on SQLite.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from paidonce_models.errors import ConfigurationError, StoreUnreachable
+from paidonce_models.write_queue import WriteQueue
+
+T = TypeVar("T")
+
+_TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+_GONE_SQLSTATES = frozenset({"57P01", "57P02", "57P03", "25P03", "53300"})
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "glusterfs"})
+_MAX_TRIES = 8
+_PLAN_FOR_MANY_ROWS = text(
+    "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
+    "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
+    "set_config('transaction_read_only', 'on', true)"
+)
+
+
+def system_clock_us() -> int:
+    """Microseconds since the epoch by the system's clock."""
+    return time.time_ns() // 1000
+
+
+class Database:
+    """A store to read and write. Safe to share between threads; a forked child must make its own."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        clock_us: Callable[[], int] | None = None,
+    ) -> None:
+        """``clock_us`` replaces the store's clock (tests only); ``None`` is the store's own."""
+        try:
+            parsed = make_url(url)
+        except sqlalchemy.exc.ArgumentError as error:
+            raise ConfigurationError(
+                f"PAIDONCE_DATABASE_URL is no database address: {error}; "
+                "expected sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
+            ) from error
+        if parsed.drivername in {"postgres", "postgresql"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.dialect = parsed.get_backend_name()
+        if self.dialect not in {"sqlite", "postgresql"}:
+            raise ConfigurationError(f"PAIDONCE_DATABASE_URL names {self.dialect!r}; expected sqlite or postgresql")
+        self.url = parsed
+        self.is_sqlite = self.dialect == "sqlite"
+        self._clock_us = clock_us
+        self._write_queue = WriteQueue()
+        if self.is_sqlite:
+            self.engine = self._sqlite_engine(pool_size)
+        else:
+            self.engine = self._postgresql_engine(pool_size)
+        self._autocommit: Engine | None = None
+        if not self.is_sqlite and clock_us is None:
+            self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def __repr__(self) -> str:
+        return f"Database({self.url.render_as_string(hide_password=True)})"
+
+    # -- engines ---------------------------------------------------------------
+
+    def _sqlite_engine(self, pool_size: int) -> Engine:
+        memory = self.url.database in (None, "", ":memory:")
+        if not memory:
+            _refuse_network_file_system(Path(str(self.url.database)))
+        options: dict[str, object] = {
+            "connect_args": {"check_same_thread": False, "isolation_level": None, "timeout": 30}
+        }
+        if memory:
+            options["poolclass"] = sqlalchemy.pool.StaticPool
+        else:
+            options.update(pool_size=pool_size, max_overflow=pool_size, pool_timeout=60)
+        engine = sqlalchemy.create_engine(self.url, **options)
+        clock = self._clock_us or system_clock_us
+
+        @event.listens_for(engine, "connect")
+        def _prepare(connection, _record) -> None:  # type: ignore[no-untyped-def]  # driver's object
+            connection.create_function("paidonce_now", 0, clock)
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA busy_timeout=30000")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            write = connection.get_execution_options().get("paidonce_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+    def _postgresql_engine(self, pool_size: int) -> Engine:
+        return sqlalchemy.create_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=60,
+            pool_recycle=1800,
+            connect_args={
+                "connect_timeout": 5,
+                "keepalives": 1,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                # A statement prepared while a table is nearly empty keeps its sequential scan until the next ANALYZE:
+                # in a new store that read 290 rows per step instead of 19. A forced scan looks dear, hence no JIT.
+                "options": "-c idle_in_transaction_session_timeout=8000 -c lock_timeout=6000"
+                " -c statement_timeout=60000 -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c jit=off",
+                "prepare_threshold": 3,
+            },
+        )
+
+    # -- transactions ----------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading; on PostgreSQL each statement sees what is committed when it begins."""
+        try:
+            if self._autocommit is not None:
+                with self._autocommit.connect() as connection:
+                    yield connection
+                return
+            with self.engine.connect() as connection, connection.begin():
+                self._inject_clock(connection)
+                yield connection
+        except (DBAPIError, PoolTimeout) as error:
+            raise self._translated(error) from error
+
+    @contextmanager
+    def read_at_once(self) -> Iterator[Connection]:
+        """A snapshot for queries over many rows: all statements see the store as it was at the first one.
+
+        On PostgreSQL each statement is planned with its values: what makes the short statements of a run's life fast
+        (a generic plan, no sequential scan) is wrong for sums over a ledger. Writes nothing.
+        """
+        if self.is_sqlite:
+            with self.read() as connection:
+                yield connection
+            return
+        try:
+            with (
+                self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+                connection.begin(),
+            ):
+                connection.execute(_PLAN_FOR_MANY_ROWS)
+                self._inject_clock(connection)
+                yield connection
+        except (DBAPIError, PoolTimeout) as error:
+            raise self._translated(error) from error
+
+    @contextmanager
+    def write(self, *, urgent: bool = False) -> Iterator[Connection]:
+        """A transaction for writing, committed at the end of the block, rolled back on any exception.
+
+        ``urgent`` writes (heartbeats) overtake the others that wait in this process.
+        """
+        if self.is_sqlite:
+            with self._write_queue.turn(urgent=urgent), self.engine.connect() as connection:
+                connection = connection.execution_options(paidonce_write=True)
+                with connection.begin():
+                    yield connection
+            return
+        with self.engine.connect() as connection, connection.begin():
+            self._inject_clock(connection)
+            yield connection
+
+    @property
+    def has_single_statements(self) -> bool:
+        """Whether acts that are one statement on PostgreSQL may be that here."""
+        return not self.is_sqlite
+
+    @contextmanager
+    def _single(self) -> Iterator[Connection]:
+        """A connection for one statement that commits by itself: one round trip instead of three."""
+        if self._autocommit is None:
+            with self.write() as connection:
+                yield connection
+            return
+        with self._autocommit.connect() as connection:
+            yield connection
+
+    def transact(self, work: Callable[[Connection], T], *, urgent: bool = False, single: bool = False) -> T:
+        """Run ``work`` in a write transaction; deadlocks, lock time-outs and busy files are tried again.
+
+        ``work`` may run several times and must not have effects outside the
+        transaction. ``single`` says that it is one statement on PostgreSQL, which
+        is then its own transaction. Raises ``StoreUnreachable`` when the store is away.
+        """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with self._single() if single else self.write(urgent=urgent) as connection:
+                    return work(connection)
+            except (DBAPIError, PoolTimeout) as error:
+                if _is_transient(error) and tries < _MAX_TRIES:
+                    time.sleep(random.uniform(0, 0.01 * 2**tries))
+                    continue
+                raise self._translated(error) from error
+
+    def _inject_clock(self, connection: Connection) -> None:
+        if self._clock_us is None or self.is_sqlite:
+            return
+        offset = self._clock_us() - system_clock_us()
+        connection.execute(
+            text("SELECT set_config('paidonce.clock_offset_us', :offset, true)"), {"offset": str(offset)}
+        )
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, PoolTimeout) or (isinstance(error, DBAPIError) and is_disconnection(error)):
+            shown = self.url.render_as_string(hide_password=True)
+            cause = str(getattr(error, "orig", error)).strip().splitlines()
+            return StoreUnreachable(
+                f"the store at {shown} cannot be reached: {cause[0] if cause else error}; "
+                "check PAIDONCE_DATABASE_URL and that the server runs; nothing was lost"
+            )
+        return error
+
+    def now_us(self) -> int:
+        """The store's clock."""
+        with self.read() as connection:
+            return int(connection.execute(text("SELECT paidonce_now()")).scalar_one())
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
+
+
+def _is_transient(error: Exception) -> bool:
+    if _sqlstate(error) in _TRANSIENT_SQLSTATES:
+        return True
+    message = str(getattr(error, "orig", ""))
+    return "database is locked" in message or "database table is locked" in message
+
+
+def is_disconnection(error: DBAPIError) -> bool:
+    """Whether the error says that the server or the connection is gone."""
+    if error.connection_invalidated or _sqlstate(error) in _GONE_SQLSTATES:
+        return True
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    message = str(error.orig)
+    if "no such table" in message or "no such column" in message or "database is locked" in message:
+        return False
+    state = _sqlstate(error)
+    return state is None or state.startswith("08")
+
+
+def _refuse_network_file_system(path: Path) -> None:
+    folder = path.absolute().parent
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    best, kind = "", ""
+    for line in mounts:
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = fields[1]
+        if (str(folder) + os.sep).startswith(point.rstrip(os.sep) + os.sep) and len(point) >= len(best):
+            best, kind = point, fields[2]
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise ConfigurationError(
+            f"the SQLite store {path} lies on a network file system ({kind} at {best}), where its locks do not hold; "
+            "put PAIDONCE_HOME on a local disk or use PostgreSQL"
+        )

@@ -1,0 +1,143 @@
+"""What a process remembers of list elements it has encoded.
+
+Owns the shortcut of the agent's side: a list of messages that grew by one is encoded
+again at each turn, and all its elements but one are the very objects of last time.
+An element is recognised by identity and by its parts being the same objects as then,
+so that no change can go unseen: a text or number that was replaced is another object,
+and nobody can change a text in its place. A list is recognised by the encoded elements
+it begins with, and takes its chunk tree on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+from paidonce_models.documents import LongList, is_long
+from paidonce_models.encoding import encode_json
+from paidonce_models.json_values import JsonValue, copy_json
+
+_FEW = 4
+_SAMPLE = 8
+_WORTH_BYTES = 256
+_LOOK_BACK = 16
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
+class SeenElement:
+    """An element as it was when it was encoded."""
+
+    __slots__ = ("_names", "_snapshot", "text")
+
+    def __init__(self, snapshot: JsonValue, text: bytes) -> None:
+        self._snapshot = snapshot
+        self.text = text
+        only_texts = type(snapshot) is dict and all(type(member) is str for member in snapshot.values())
+        self._names = list(cast("dict[str, JsonValue]", snapshot)) if only_texts else None
+
+    def still_is(self, element: object) -> bool:
+        """Whether ``element`` would be encoded to the same text."""
+        if self._names is not None and type(element) is dict:
+            # Texts that are equal are encoded alike, which is not so for 1, 1.0 and True.
+            return element == self._snapshot and list(element) == self._names
+        return is_unchanged(self._snapshot, element)
+
+
+class ElementMemory:
+    """Encoded elements by the identity of the object, and the lists made of them; the oldest are forgotten first."""
+
+    def __init__(self, limit_bytes: int, limit_lists: int = 1024) -> None:
+        self._limit_bytes = limit_bytes
+        self._limit_lists = limit_lists
+        self._size = 0
+        self._seen: dict[int, SeenElement] = {}
+        self._lists: dict[int, LongList] = {}
+        """By the identity of the last element's text, which the list keeps alive."""
+        self._lock = threading.Lock()
+
+    def encode_list(self, elements: list[object], where: str) -> bytes | LongList:
+        """What ``encode_json`` gives for the list, kept in elements when it is long."""
+        if len(elements) < _FEW:
+            return encode_json(elements, where)
+        texts: list[bytes] = []
+        size = 0
+        for index, element in enumerate(elements):
+            seen = self._seen.get(id(element))
+            if seen is not None and seen.still_is(element):
+                text = seen.text
+            else:
+                text = self._encode(element, f"{where}[{index}]")
+            texts.append(text)
+            size += len(text) + 1
+            if index + 1 == _SAMPLE and size < _SAMPLE * _WORTH_BYTES:
+                return encode_json(elements, where)
+        if not is_long(texts, size - 1):
+            return b"[" + b",".join(texts) + b"]"
+        return self._list_of(texts, size - 1)
+
+    def _list_of(self, texts: list[bytes], size: int) -> LongList:
+        for index in range(len(texts) - 1, max(-1, len(texts) - 1 - _LOOK_BACK), -1):
+            before = self._lists.get(id(texts[index]))
+            if before is not None and before.texts == texts[: index + 1]:
+                if index == len(texts) - 1:
+                    return before
+                made = before.grown_to(texts, size)
+                break
+        else:
+            before, made = None, LongList(texts, size)
+        # Made here, so that the next turn's list takes it on.
+        made.tree()
+        with self._lock:
+            if before is not None and self._lists.get(id(before.texts[-1])) is before:
+                del self._lists[id(before.texts[-1])]
+            self._lists[id(texts[-1])] = made
+            while len(self._lists) > self._limit_lists:
+                del self._lists[next(iter(self._lists))]
+        return made
+
+    def _encode(self, element: object, where: str) -> bytes:
+        text = encode_json(element, where)
+        if _WORTH_BYTES <= len(text) <= self._limit_bytes // 8 and _is_rememberable(element):
+            snapshot = copy_json(cast(JsonValue, element))
+            with self._lock:
+                before = self._seen.pop(id(element), None)
+                self._size += len(text) - (0 if before is None else len(before.text))
+                self._seen[id(element)] = SeenElement(snapshot, text)
+                while self._size > self._limit_bytes:
+                    self._size -= len(self._seen.pop(next(iter(self._seen))).text)
+        return text
+
+
+def is_unchanged(snapshot: object, element: object) -> bool:
+    """Whether ``element`` has the shape of ``snapshot`` and the same objects in it."""
+    if snapshot is element:
+        # A text or number; a snapshot's containers are nobody else's.
+        return type(element) in _LEAVES
+    if type(snapshot) is dict and type(element) is dict:
+        if len(snapshot) != len(element):
+            return False
+        for (key, member), (own_key, own_member) in zip(snapshot.items(), element.items(), strict=True):
+            if key is not own_key:
+                return False
+            if member is not own_member and not is_unchanged(member, own_member):
+                return False
+        return True
+    if type(snapshot) is list and type(element) is list:
+        if len(snapshot) != len(element):
+            return False
+        return all(a is b or is_unchanged(a, b) for a, b in zip(snapshot, element, strict=True))
+    return False
+
+
+def _is_rememberable(element: object) -> bool:
+    """Exact JSON types all the way down: a tuple could hide a container that changes."""
+    pending = [element]
+    while pending:
+        member = pending.pop()
+        if type(member) is dict:
+            pending.extend(cast("dict[str, object]", member).values())
+        elif type(member) is list:
+            pending.extend(cast("list[object]", member))
+        elif type(member) not in _LEAVES:
+            return False
+    return True

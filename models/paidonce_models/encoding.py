@@ -1,0 +1,114 @@
+"""Python values to JSON bytes and back, the same on every machine and every replay.
+
+Owns the one form in which plain values are stored: compact UTF-8 JSON, keys in
+insertion order. orjson does the work; what it cannot do exactly (integers beyond
+64 bits, which it reads as floats, and lone surrogates) goes through the standard
+library. For every value that is taken, ``decode_json(encode_json(value))`` equals
+it (tuples as lists), and encoding that again gives the same bytes.
+
+It must never turn a value silently into another: orjson alone would write NaN as
+null, a UUID as text and an enum as its value. Typed values (models, datetimes)
+are the business of ``paidonce.values``, content addressing of ``payloads``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import NoReturn, cast
+
+import orjson
+
+from paidonce_models.errors import InvalidInput
+from paidonce_models.json_values import JsonValue, is_plain, plain_copy
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_SORTED = _OPTIONS | orjson.OPT_SORT_KEYS
+_SIXTY_FOUR_BITS = 2.0**63
+"""Integers of smaller magnitude are read exactly by orjson."""
+
+
+def encode_json(value: object, where: str = "value") -> bytes:
+    """Compact UTF-8 JSON with the keys in their order; ``where`` names the value in errors.
+
+    Raises ``NotSerialisable`` with the path, the type and the way out.
+    """
+    return _encode(value, where, _OPTIONS)
+
+
+def canonical_sha256(value: object, where: str = "value") -> str:
+    """SHA-256 (hex) over the form with sorted keys: equal for inputs that differ in key order only."""
+    return hashlib.sha256(_encode(value, where, _SORTED)).hexdigest()
+
+
+def decode_json(data: bytes) -> JsonValue:
+    """The value written in ``data``; integers of any size come back as integers.
+
+    Raises ``InvalidInput`` when ``data`` is not JSON (NaN and Infinity are not).
+    """
+    try:
+        value = cast(JsonValue, orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        return _decode_slowly(data, error)
+    return _decode_slowly(data, None) if _has_large_float(value) else value
+
+
+def _encode(value: object, where: str, options: int) -> bytes:
+    try:
+        data = orjson.dumps(value, option=options)
+    except TypeError:
+        pass
+    else:
+        if is_plain(value):
+            return data
+    return _write(plain_copy(value, where), options)
+
+
+def _write(value: JsonValue, options: int) -> bytes:
+    """The bytes of any plain value, in which every part is written as it would be by itself.
+
+    The memories of list elements rest on that: a large integer beside an element must not
+    change how the element is written.
+    """
+    try:
+        return orjson.dumps(value, option=options)
+    except TypeError:
+        pass
+    if isinstance(value, dict):
+        items = sorted(value.items()) if options == _SORTED else value.items()
+        members = [_write(key, options) + b":" + _write(member, options) for key, member in items]
+        return b"{" + b",".join(members) + b"}"
+    if isinstance(value, list):
+        return b"[" + b",".join(_write(member, options) for member in value) + b"]"
+    # A large integer, or a text with lone surrogates: its \u escapes keep the bytes valid UTF-8.
+    return json.dumps(value).encode("ascii")
+
+
+def _decode_slowly(data: bytes, error: orjson.JSONDecodeError | None) -> JsonValue:
+    try:
+        return cast(JsonValue, json.loads(data, parse_constant=_refuse_constant))
+    except (ValueError, RecursionError) as slow_error:
+        reason = str(error if error is not None else slow_error)
+        raise InvalidInput(f"not valid JSON: {reason}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _has_large_float(value: JsonValue) -> bool:
+    """Whether a float is so large that it may be an integer orjson rounded."""
+    pending: list[Iterable[JsonValue]] = [(value,)]
+    while pending:
+        members = pending.pop()
+        kinds = set(map(type, members))
+        if float in kinds and any(type(m) is float and abs(m) >= _SIXTY_FOUR_BITS for m in members):
+            return True
+        if dict in kinds or list in kinds:
+            for member in members:
+                if type(member) is dict:
+                    pending.append(member.values())
+                elif type(member) is list:
+                    pending.append(member)
+    return False

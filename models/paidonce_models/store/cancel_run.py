@@ -1,0 +1,43 @@
+"""What ``cancel`` does: ask the agent, or end at once a run whose agent cannot be asked."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.states import RunState
+from paidonce_models.store.advancing import RunEnd, cancel_open_steps, lock_parent, tell_parent
+from paidonce_models.store.cancelling import end_unstarted, request_cancel
+from paidonce_models.store.messages import Message
+from paidonce_models.store.runs_head import read_head
+
+_UNSTARTED = text("SELECT consumed_seq FROM runs WHERE id = :run_id AND state IN ('pending', 'blocked')")
+
+_LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
+
+
+def cancel_run(connection: Connection, run_id: str, *, grace_seconds: float) -> list[Message]:
+    """Request the cancellation; a run that never began or is blocked ends here, its parent is told.
+
+    Does nothing where the run has ended or was cancelled before.
+    """
+    head = read_head(connection, run_id)
+    if head is None or head.state.is_terminal:
+        return []
+    unstarted = connection.execute(_UNSTARTED, {"run_id": run_id}).first()
+    if unstarted is None or (head.state is RunState.PENDING and unstarted.consumed_seq > 0):
+        return request_cancel(connection, run_id, grace_seconds=grace_seconds)
+    # Only its lock, before the child's: a number taken for a child that has begun meanwhile would be a gap in the log.
+    if head.parent_run_id is not None and connection.dialect.name == "postgresql":
+        connection.execute(_LOCK_RUN, {"run_id": head.parent_run_id})
+    messages = request_cancel(connection, run_id, grace_seconds=grace_seconds)
+    if not end_unstarted(connection, run_id):
+        return messages
+    messages = cancel_open_steps(connection, run_id, grace_seconds=grace_seconds)
+    parent_seq = lock_parent(connection, head)
+    if parent_seq is not None:
+        end = RunEnd(
+            state=RunState.CANCELLED,
+            error={"type": "CancelledError", "code": "cancelled", "message": f"child run {run_id} was cancelled"},
+        )
+        messages += tell_parent(connection, head, end, parent_seq)
+    return messages

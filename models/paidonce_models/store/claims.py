@@ -1,0 +1,201 @@
+"""Claiming a step: the lease, the next attempt number (the fence) and the attempt's row, in one commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from paidonce_models.documents import Encoded
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.store.payload_rows import read_payload, row_or_none
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimant:
+    """Who takes a lease, and for how long."""
+
+    worker: str
+    lease_us: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A step that this worker now holds. ``claimed_at_us`` is the store's clock at the claim."""
+
+    run_id: str
+    position: int
+    attempt: int
+    namespace: str
+    root_run_id: str
+    agent: str
+    kind: str
+    name: str
+    queue: str
+    priority: int
+    lost: int
+    failed: int
+    claimed_at_us: int
+    consumed_seq: int
+    """How much of the run's log had been consumed at the claim."""
+    elapsed_us: int
+    """Since the step's first claim, without the time that it was parked."""
+    arguments: Encoded
+    has_reservations: bool = False
+    """Whether budgets apply: whatever ends this attempt gives back what it has reserved."""
+
+
+# In two parts, so that the lineage is not even read where there are no budgets at all.
+_IN_FORCE = "SELECT 1 FROM budgets WHERE budgets.namespace = runs.namespace AND budgets.replaced_at_us IS NULL"
+HAS_BUDGETS = {
+    "postgresql": "paidonce_has_budgets(runs.namespace, runs.lineage)",
+    "sqlite": f"(CASE WHEN EXISTS ({_IN_FORCE}) THEN EXISTS ({_IN_FORCE} AND budgets.subject IN "
+    "(SELECT json_extract(value, '$[0]') FROM json_each(runs.lineage))) ELSE 0 END)",
+}
+"""Whether a budget applies to a row of ``runs``. A claim then has to reserve first: see ``budgeted_claims``."""
+
+CLAIMABLE = (
+    "steps.run_id = :run_id AND steps.position = :position AND steps.state IN ('scheduled', 'retrying') "
+    "AND steps.kind <> 'agent' AND (steps.due_at_us IS NULL OR steps.due_at_us <= paidonce_now())"
+)
+_CLAIM = (
+    "UPDATE steps SET state = 'running', attempt = attempt + 1, lease_owner = :worker, "
+    "lease_expires_at_us = paidonce_now() + :lease_us, publish_at_us = NULL, "
+    "started_at_us = coalesce(started_at_us, paidonce_now()) "
+    f"WHERE {CLAIMABLE}{{unless}} "
+    "RETURNING run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
+    "args_id, lease_expires_at_us - :lease_us AS claimed_at_us, "
+    "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
+    "paidonce_now() - started_at_us - parked_us AS elapsed_us"
+)
+_UNLESS_BUDGETED = {
+    dialect: f" AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = steps.run_id AND {has_budgets})"
+    for dialect, has_budgets in HAS_BUDGETS.items()
+}
+_ATTEMPT_COLUMNS = (
+    "run_id, position, number, namespace, root_run_id, agent, step, worker, claimed_at_us, calls, unpriced_calls"
+)
+_TAKE_LEASE = {dialect: text(_CLAIM.format(unless=unless)) for dialect, unless in _UNLESS_BUDGETED.items()}
+_TAKE_RESERVED_LEASE = text(_CLAIM.format(unless=""))
+_INSERT_ATTEMPT = text(
+    f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES (:run_id, :position, :attempt, :namespace, :root_run_id, "
+    ":agent, :name, :worker, :claimed_at_us, 0, 0)"
+)
+_PAYLOAD = text("SELECT codec, inline FROM payloads WHERE namespace = :namespace AND id = :id")
+_CLAIM_AT_ONCE = text(
+    f"WITH claimed AS ({_CLAIM.format(unless=_UNLESS_BUDGETED['postgresql'])}), "
+    f"opened AS (INSERT INTO attempts ({_ATTEMPT_COLUMNS}) "
+    "SELECT run_id, position, attempt, namespace, root_run_id, agent, name, :worker, claimed_at_us, 0, 0 FROM claimed) "
+    "SELECT claimed.*, payloads.codec, payloads.inline FROM claimed "
+    "LEFT JOIN payloads ON payloads.namespace = claimed.namespace AND payloads.id = claimed.args_id"
+)
+
+
+def claim_step(
+    connection: Connection,
+    *,
+    run_id: str,
+    position: int,
+    worker: str,
+    lease_us: int,
+    memory: PayloadMemory | None = None,
+) -> Claim | None:
+    """Take the step for this worker, or ``None`` where it is finished, held, cancelled, not yet due or has a budget.
+
+    Guard: only a step that is scheduled or retrying and due is taken, and its
+    row's lock makes the second of two racing claims see it running. One whose
+    run draws on a budget is left for ``claim_within_budgets``.
+    """
+    parameters: dict[str, Any] = {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
+    if connection.dialect.name == "postgresql":
+        row = connection.execute(_CLAIM_AT_ONCE, parameters).first()
+        if row is None:
+            return None
+        joined = row_or_none(row)
+    else:
+        row = take_lease(connection, **parameters)
+        if row is None:
+            return None
+        payload = connection.execute(_PAYLOAD, {"namespace": row.namespace, "id": row.args_id}).first()
+        joined = None if payload is None else row_or_none(payload)
+    return claim_of(connection, row, joined, memory)
+
+
+_FIND = text(
+    "SELECT run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
+    "args_id, paidonce_now() AS claimed_at_us, paidonce_now() - started_at_us - parked_us AS elapsed_us, "
+    "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
+    "(SELECT count(*) FROM reservations r WHERE r.run_id = steps.run_id AND r.position = steps.position "
+    "AND r.attempt = steps.attempt) AS reservations "
+    "FROM steps WHERE run_id = :run_id AND lease_owner = :worker AND state = 'running' ORDER BY position"
+)
+
+
+def find_claims(
+    connection: Connection, *, run_id: str, worker: str, memory: PayloadMemory | None = None
+) -> list[Claim]:
+    """What a worker holds of a run: for one that a lost answer has left in doubt whether its claim was committed."""
+    rows = connection.execute(_FIND, {"run_id": run_id, "worker": worker}).all()
+    return [claim_of(connection, row, None, memory, has_reservations=row.reservations > 0) for row in rows]
+
+
+def claim_of(
+    connection: Connection,
+    row: Row[Any],
+    joined: tuple[str, bytes] | None,
+    memory: PayloadMemory | None,
+    *,
+    has_reservations: bool = False,
+) -> Claim:
+    """The claim of a step's row, with its arguments; ``joined`` is their payload's root if it has been read."""
+    prefetched = {row.args_id: joined} if joined is not None else None
+    return Claim(
+        run_id=row.run_id,
+        position=row.position,
+        attempt=row.attempt,
+        namespace=row.namespace,
+        root_run_id=row.root_run_id,
+        agent=row.agent,
+        kind=row.kind,
+        name=row.name,
+        queue=row.queue,
+        priority=row.priority,
+        lost=row.lost,
+        failed=row.failed,
+        claimed_at_us=int(row.claimed_at_us),
+        consumed_seq=int(row.consumed_seq),
+        elapsed_us=int(row.elapsed_us),
+        arguments=read_payload(connection, row.namespace, row.args_id, prefetched=prefetched, memory=memory),
+        has_reservations=has_reservations,
+    )
+
+
+def take_lease(
+    connection: Connection, *, run_id: str, position: int, worker: str, lease_us: int, has_reserved: bool = False
+) -> Row[tuple[Any, ...]] | None:
+    """``claim_step`` without reading the arguments, within a transaction of the caller's.
+
+    ``has_reserved``: the caller has looked at the budgets in this transaction.
+    """
+    statement = _TAKE_RESERVED_LEASE if has_reserved else _TAKE_LEASE[connection.dialect.name]
+    row = connection.execute(
+        statement, {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
+    ).first()
+    if row is None:
+        return None
+    connection.execute(
+        _INSERT_ATTEMPT,
+        {
+            "run_id": row.run_id,
+            "position": row.position,
+            "attempt": row.attempt,
+            "namespace": row.namespace,
+            "root_run_id": row.root_run_id,
+            "agent": row.agent,
+            "name": row.name,
+            "worker": worker,
+            "claimed_at_us": row.claimed_at_us,
+        },
+    )
+    return row

@@ -1,0 +1,299 @@
+"""Completing an attempt: its outcome, usage, money and event in one commit, guarded by the attempt's number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.payloads import SplitPayload
+from paidonce_models.states import AttemptOutcome
+from paidonce_models.store.advancing import NewStep, Progress, write_progress
+from paidonce_models.store.claims import Claim, Claimant, take_lease
+from paidonce_models.store.events import EventKind, allocate_seq, insert_event
+from paidonce_models.store.ledger import insert_calls
+from paidonce_models.store.messages import Message, StepMessage
+from paidonce_models.store.parked_steps import Parking, count_refusals, lock_run, write_parking
+from paidonce_models.store.payload_rows import insert_payloads
+from paidonce_models.store.runs_head import RunHead
+from paidonce_models.store.spending import release
+from paidonce_models.usage import CallRecord
+
+
+class Acceptance(StrEnum):
+    """What the store said to a completion."""
+
+    ACCEPTED = "accepted"
+    """The step has this outcome now (or this attempt's failure is recorded and a retry is due)."""
+    FENCED = "fenced"
+    """The attempt was superseded; its spend is recorded under that outcome."""
+    CANCELLED = "cancelled"
+    """The step had been cancelled; its spend is recorded under that outcome."""
+    OVERTAKEN = "overtaken"
+    """Only of a completion with an advance: the run's log moved on, nothing was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What an attempt came to. ``retry_after_us`` set means: failed, to be tried again after that many microseconds."""
+
+    claim: Claim
+    worker: str
+    outcome: AttemptOutcome
+    result: SplitPayload | None = None
+    result_json: bytes | None = None
+    error: dict[str, object] | None = None
+    traceback: str | None = None
+    retry_after_us: int | None = None
+    parking: Parking | None = None
+    """Set means: failed because a circuit is open, to be tried again when it may have healed."""
+    counts_as_failure: bool = True
+    """Whether an attempt that is to be tried again counts towards the retry policy; a probe's does not."""
+    calls: Sequence[CallRecord] = ()
+    refused_calls: int = 0
+    """Calls that its body wanted to make and that an open circuit refused."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the step has a result."""
+        return self.outcome is AttemptOutcome.ACCEPTED
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the step has its outcome with this attempt."""
+        return self.retry_after_us is None and self.parking is None
+
+
+_END_STEP = text(
+    "UPDATE steps SET state = :state, result_id = :result_id, error = :error, failed = failed + :failed, "
+    "lease_owner = NULL, lease_expires_at_us = NULL, finished_at_us = paidonce_now() "
+    "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state IN ('running', 'unknown')"
+)
+_KNOWN_AGAIN = text(
+    "UPDATE runs SET state = 'running', state_reason = NULL WHERE id = :run_id AND state = 'waiting' "
+    "AND state_reason = 'unknown_outcome' AND EXISTS (SELECT 1 FROM steps WHERE run_id = :run_id "
+    "AND position = :position AND attempt = :attempt AND state = 'unknown')"
+)
+_PARK_STEP = text(
+    "UPDATE steps SET state = 'parked', failed = failed + :counted, error = :error, lease_owner = NULL, "
+    "lease_expires_at_us = NULL, publish_at_us = NULL, publish_count = 0 "
+    "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state IN ('running', 'unknown')"
+)
+_RETRY_STEP = text(
+    "UPDATE steps SET state = 'retrying', failed = failed + :counted, error = :error, lease_owner = NULL, "
+    "lease_expires_at_us = NULL, due_at_us = paidonce_now() + :retry_after_us, "
+    "publish_at_us = paidonce_now() + :retry_after_us, publish_count = 0 "
+    "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state IN ('running', 'unknown')"
+)
+_END_ATTEMPT = text(
+    "UPDATE attempts SET outcome = :outcome, ended_at_us = paidonce_now(), error = :error, traceback = :traceback "
+    "WHERE run_id = :run_id AND position = :position AND number = :attempt "
+    "AND (outcome IS NULL OR outcome IN ('lost', 'timed_out'))"
+)
+_OVERRULE_ATTEMPT = text(
+    "UPDATE attempts SET outcome = :outcome, ended_at_us = coalesce(ended_at_us, paidonce_now()) "
+    "WHERE run_id = :run_id AND position = :position AND number = :attempt AND (outcome IS NULL OR outcome = 'lost')"
+)
+_FORGET_LEASE = text(
+    "UPDATE steps SET lease_owner = NULL, lease_expires_at_us = NULL "
+    "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state = 'cancelled'"
+)
+_FOUND = text(
+    "SELECT s.state, s.attempt, a.outcome FROM steps s JOIN attempts a ON a.run_id = s.run_id "
+    "AND a.position = s.position AND a.number = :attempt WHERE s.run_id = :run_id AND s.position = :position"
+)
+
+
+def complete_with_progress(
+    connection: Connection,
+    completion: Completion,
+    head: RunHead,
+    progress: Progress,
+    recorded_at_us: int,
+    *,
+    taken: NewStep | None = None,
+    claimant: Claimant | None = None,
+) -> tuple[Acceptance, list[Message]]:
+    """Write a completion together with the advance it leads to: one commit for a step of a sequence.
+
+    Guards: the run's log has not moved since ``progress.from_seq``, and the
+    attempt is still the step's. ``OVERTAKEN`` and ``FENCED`` ask the caller to roll back.
+    The new step ``taken`` is claimed for ``claimant`` at once; there is no message for it.
+    """
+    claim = completion.claim
+    messages = write_progress(connection, head, progress, completed=claim.position)
+    if messages is None:
+        return Acceptance.OVERTAKEN, []
+    if not _end_step(connection, completion):
+        return Acceptance.FENCED, []
+    _write_event(connection, completion, progress.to_seq, recorded_at_us)
+    _end_attempt(connection, completion)
+    _settle_money(connection, completion)
+    if taken is not None and claimant is not None:
+        position = taken.position
+        lease = take_lease(
+            connection, run_id=head.id, position=position, worker=claimant.worker, lease_us=claimant.lease_us
+        )
+        if lease is None:  # the caller took a step that this very advance cancels, or a budget was set meanwhile
+            return Acceptance.OVERTAKEN, []
+        messages = [each for each in messages if not (isinstance(each, StepMessage) and each.position == position)]
+    return Acceptance.ACCEPTED, messages
+
+
+def complete_alone(connection: Connection, completion: Completion) -> Acceptance:
+    """Write a completion and leave the advance to whoever holds the agent.
+
+    Finding its own attempt already accepted is success (the acknowledgement of
+    the commit was lost). A superseded attempt is recorded as fenced, one of a
+    cancelled step as cancelled, each with its spend. The attempt of an at-most-once
+    step that was given up as unknown may still say how it ended: nobody else has tried.
+    """
+    claim = completion.claim
+    final = completion.is_final
+    seq = allocate_seq(connection, claim.run_id) if final else None
+    if completion.parking is not None:
+        lock_run(connection, claim.run_id)
+    if not (_end_step(connection, completion) if final else _retry_step(connection, completion)):
+        return _settle_refused(connection, completion, seq)
+    if final and seq is not None:
+        _write_event(connection, completion, seq, None)
+    _end_attempt(connection, completion)
+    _settle_money(connection, completion)
+    if completion.parking is not None:
+        write_parking(connection, run_id=claim.run_id, position=claim.position, parking=completion.parking)
+    return Acceptance.ACCEPTED
+
+
+class LogGap(Exception):
+    """Raised to roll back a sequence number that was allocated for an event that is not written."""
+
+    def __init__(self, acceptance: Acceptance) -> None:
+        super().__init__(acceptance)
+        self.acceptance = acceptance
+
+
+def record_refused(connection: Connection, completion: Completion) -> Acceptance:
+    """Record the spend of an attempt that the store refused, in a transaction without a sequence number."""
+    return _settle_refused(connection, completion, None)
+
+
+def _settle_refused(connection: Connection, completion: Completion, seq: int | None) -> Acceptance:
+    claim = completion.claim
+    key = {"run_id": claim.run_id, "position": claim.position, "attempt": claim.attempt}
+    found = connection.execute(_FOUND, key).first()
+    if found is None:
+        raise LogGap(Acceptance.FENCED)
+    if found.outcome == completion.outcome.value and completion.outcome is not AttemptOutcome.CANCELLED:
+        if seq is not None:
+            raise LogGap(Acceptance.ACCEPTED)
+        return Acceptance.ACCEPTED
+    cancelled = found.attempt == claim.attempt and found.state == "cancelled"
+    acceptance = Acceptance.CANCELLED if cancelled else Acceptance.FENCED
+    if seq is not None:
+        raise LogGap(acceptance)
+    outcome = AttemptOutcome.CANCELLED if cancelled and found.outcome is None else AttemptOutcome.FENCED
+    connection.execute(_FORGET_LEASE, key)
+    connection.execute(_OVERRULE_ATTEMPT, {**key, "outcome": outcome.value})
+    # Whatever became of the attempt, handed back for instance, what it spent was spent.
+    _settle_money(connection, completion, accepted=False)
+    return acceptance
+
+
+def _settle_money(connection: Connection, completion: Completion, *, accepted: bool | None = None) -> None:
+    """Write what the attempt has spent and give back what it has reserved besides."""
+    claim = completion.claim
+    insert_calls(
+        connection,
+        run_id=claim.run_id,
+        position=claim.position,
+        attempt=claim.attempt,
+        step=claim.name,
+        records=completion.calls,
+    )
+    count_refusals(connection, run_id=claim.run_id, position=claim.position, calls=completion.refused_calls)
+    if claim.has_reservations:
+        release(
+            connection,
+            run_id=claim.run_id,
+            position=claim.position,
+            attempt=claim.attempt,
+            accepted=completion.succeeded if accepted is None else accepted,
+        )
+
+
+def _end_step(connection: Connection, completion: Completion) -> bool:
+    claim = completion.claim
+    if completion.result is not None:
+        insert_payloads(connection, claim.namespace, completion.result.rows)
+    return (
+        connection.execute(
+            _END_STEP,
+            {
+                "run_id": claim.run_id,
+                "position": claim.position,
+                "attempt": claim.attempt,
+                "state": "succeeded" if completion.succeeded else "failed",
+                "failed": 0 if completion.succeeded else 1,
+                "result_id": None if completion.result is None else completion.result.root_id,
+                "error": None if completion.error is None else json.dumps(completion.error),
+            },
+        ).rowcount
+        == 1
+    )
+
+
+def _retry_step(connection: Connection, completion: Completion) -> bool:
+    claim = completion.claim
+    connection.execute(_KNOWN_AGAIN, {"run_id": claim.run_id, "position": claim.position, "attempt": claim.attempt})
+    parameters: dict[str, object] = {
+        "run_id": claim.run_id,
+        "position": claim.position,
+        "attempt": claim.attempt,
+        "counted": int(completion.counts_as_failure),
+        "error": json.dumps(completion.error),
+    }
+    if completion.parking is not None:
+        return connection.execute(_PARK_STEP, parameters).rowcount == 1
+    parameters["retry_after_us"] = completion.retry_after_us
+    return connection.execute(_RETRY_STEP, parameters).rowcount == 1
+
+
+def _end_attempt(connection: Connection, completion: Completion) -> None:
+    claim = completion.claim
+    connection.execute(
+        _END_ATTEMPT,
+        {
+            "run_id": claim.run_id,
+            "position": claim.position,
+            "attempt": claim.attempt,
+            "outcome": completion.outcome.value,
+            "error": None if completion.error is None else json.dumps(completion.error),
+            "traceback": completion.traceback,
+        },
+    )
+
+
+def step_event_data(completion: Completion) -> dict[str, object] | None:
+    """What the agent will be told of a failure; ``None`` for a success."""
+    if completion.succeeded:
+        return None
+    return {"error": completion.error or {}, "timed_out": completion.outcome is AttemptOutcome.TIMED_OUT}
+
+
+def _write_event(connection: Connection, completion: Completion, seq: int, recorded_at_us: int | None) -> None:
+    claim = completion.claim
+    insert_event(
+        connection,
+        namespace=claim.namespace,
+        run_id=claim.run_id,
+        seq=seq,
+        kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
+        position=claim.position,
+        attempts=claim.attempt,
+        payload_id=None if completion.result is None else completion.result.root_id,
+        data=step_event_data(completion),
+        recorded_at_us=recorded_at_us,
+    )

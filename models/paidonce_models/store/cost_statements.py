@@ -1,0 +1,275 @@
+"""The statement behind a table of costs: rows, what a limit left out, and the total, in one snapshot.
+
+One text, two sources. ``paidonce costs`` reads sums that are kept (``daily_costs`` or ``run_costs``, and the calls that
+are not in them yet), ``--sql`` prints the same statement over the ledger's own rows (``ledger_calls``), so that anyone
+can recompute the figures with ``psql`` or ``sqlite3``. What lost attempts may have been billed stands beside the money,
+never in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from paidonce_models.errors import InvalidInput
+
+TOKEN_COLUMNS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+_COUNTED = ("calls", "unpriced_calls", "lost_attempts", "lost_without_estimate")
+_KNOWN = (*TOKEN_COLUMNS, "cost_nanousd", "possibly_billed_nanousd")
+MEASURES = (*_COUNTED, *_KNOWN)
+_PLAIN_TAG = re.compile(r"[A-Za-z0-9_-]+")
+"""Names that a JSON path can hold as they are; for others SQLite looks through the object."""
+
+
+class Dimension(StrEnum):
+    """What costs can be grouped by; a tag is grouped by as ``tag:NAME``."""
+
+    AGENT = "agent"
+    STEP = "step"
+    TOOL = "tool"
+    MODEL = "model"
+    RUN = "run"
+    CAUSE = "cause"
+    DAY = "day"
+
+
+TAG_PREFIX = "tag:"
+LEDGER = "ledger_calls"
+"""The view of all calls, each with its cause."""
+_IN_DAILY = frozenset(set(Dimension) - {Dimension.RUN})
+_IN_RUNS = frozenset({Dimension.RUN, Dimension.AGENT, Dimension.CAUSE, Dimension.DAY})
+_COLUMNS = {dimension: dimension.value for dimension in Dimension} | {Dimension.RUN: "run_id"}
+_UNKNOWN_REST = {Dimension.TOOL, Dimension.MODEL}
+"""Nobody knows which tool or model the unknown rest of a lost attempt would have used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostQuestion:
+    """What is asked: the namespace, the names to group by, the first UTC day, one agent, at most so many rows."""
+
+    namespace: str
+    by: Sequence[str] = ()
+    since_day: str | None = None
+    agent: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.by:
+            if tag_of(name) is None and name not in set(Dimension):
+                known = ", ".join(Dimension)
+                raise InvalidInput(f"costs cannot be grouped by {name!r}; expected {known} or tag:NAME")
+            if tag_of(name) == "":
+                raise InvalidInput("tag: needs the tag's name, as in tag:customer")
+        if len(set(self.by)) != len(self.by):
+            raise InvalidInput(f"costs are grouped by each name once, found {', '.join(self.by)}")
+        if self.limit is not None and self.limit < 1:
+            raise InvalidInput(f"a limit of {self.limit} rows shows nothing; expected 1 or more, or none")
+
+
+def tag_of(name: str) -> str | None:
+    """The tag's name in ``tag:NAME``; ``None`` for anything else."""
+    return name.removeprefix(TAG_PREFIX) if name.startswith(TAG_PREFIX) else None
+
+
+def kept_sums(by: Sequence[str]) -> str:
+    """The table whose sums answer; ``ledger_calls`` where none fits (a tool within a run, say)."""
+    dimensions = {name for name in by if tag_of(name) is None}
+    if len(dimensions) == len(by) and dimensions <= _IN_DAILY:
+        return "daily_costs"
+    return "run_costs" if dimensions <= _IN_RUNS else LEDGER
+
+
+def cost_statement(question: CostQuestion, source: str, dialect: str) -> tuple[str, dict[str, object]]:
+    """The statement and its parameters. Columns: ``line`` (row, others, total), ``place``, ``d1`` …, ``MEASURES``.
+
+    ``place`` counts the rows; in the other two lines it is how many rows they sum. ``source`` is ``ledger_calls`` or a
+    table of sums, to which the calls are added that it does not hold yet. On SQLite each part is grouped before they
+    are joined, so that it keeps only groups in its temporary tables; PostgreSQL is quicker at grouping once, and at
+    ranking before it sums up.
+    """
+    names = [f"d{number}" for number in range(1, len(question.by) + 1)] or ["d0"]
+    condition, parameters = _condition(question)
+    tags = {}
+    for number, name in enumerate(question.by, start=1):
+        tag = tag_of(name)
+        if tag is not None:
+            tags[name] = _tag_value(tag, f":tag{number}", dialect)
+            parameters[f"tag{number}"] = f'$."{tag}"' if _fits_path(tag, dialect) else tag
+    parts = [_spent(question, names, tags, source, condition, dialect=dialect)]
+    if source != LEDGER:
+        unrolled = f"{condition} AND rolled_up = 0"
+        parts.append(_spent(question, names, tags, LEDGER, unrolled, dialect=dialect))
+    parts.append(_possibly_billed(question, names, tags, condition))
+    listed = "".join(f"{alias}, " for alias in names)
+    order = ", ".join(_order(question.by, names))
+    facts = "\n    UNION ALL\n".join(parts)
+    limited = ""
+    if question.limit is not None and question.by:
+        limited = f" ORDER BY {order} LIMIT :limit"
+        parameters["limit"] = question.limit
+    ranks_first = bool(limited) and dialect == "postgresql"
+    grouping = _ranked_groups(names, facts, limited) if ranks_first else _groups(names, facts, limited)
+    sql = f"""WITH {grouping}
+SELECT 'row' AS line, row_number() OVER (ORDER BY {order}) AS place, {listed}{", ".join(MEASURES)}
+FROM shown
+UNION ALL
+SELECT 'others', a.places - s.places, {"NULL, " * len(names)}{_rest()}
+FROM all_sums a, shown_sums s
+UNION ALL
+SELECT 'total', places, {"NULL, " * len(names)}{", ".join(MEASURES)}
+FROM all_sums
+ORDER BY line, place"""
+    return sql, parameters
+
+
+def _groups(names: Sequence[str], facts: str, limited: str) -> str:
+    """Every group with its sums, the first of them, and the sums of these and of all."""
+    return f"""facts AS (
+{facts}
+), grouped AS (
+    SELECT {", ".join(names)}, {_sums()},{_known_counts()}
+    FROM facts GROUP BY {", ".join(names)}
+), shown AS (
+    SELECT * FROM grouped{limited}
+), shown_sums AS (
+    SELECT count(*) AS places, {_sums()},{_known_sums()}
+    FROM shown
+), all_sums AS (
+    SELECT count(*) AS places, {_sums()},{_known_sums()}
+    FROM grouped
+)"""
+
+
+def _ranked_groups(names: Sequence[str], facts: str, limited: str) -> str:
+    """The same, where all groups are ranked by their cost alone and summed up only if they are shown.
+
+    Of 50,000 runs that takes PostgreSQL half the time; SQLite, whose parts come grouped, would take twice as long.
+    """
+    listed = ", ".join(names)
+    same = " AND ".join(
+        f"coalesce(facts.{name}, '') = coalesce(ranked.{name}, '') AND (facts.{name} IS NULL) = (ranked.{name} IS NULL)"
+        for name in names
+    )
+    return f"""facts AS MATERIALIZED (
+{facts}
+), ranking AS (
+    SELECT {listed}, CAST(sum(cost_nanousd) AS BIGINT) AS cost_nanousd
+    FROM facts GROUP BY {listed}
+), ranked AS (
+    SELECT {listed} FROM ranking{limited}
+), shown AS (
+    SELECT {", ".join(f"ranked.{name}" for name in names)}, {_sums("facts.")},{_known_counts("facts.")}
+    FROM ranked JOIN facts ON {same} GROUP BY {", ".join(f"ranked.{name}" for name in names)}
+), shown_sums AS (
+    SELECT count(*) AS places, {_sums()},{_known_sums()}
+    FROM shown
+), all_sums AS (
+    SELECT (SELECT count(*) FROM ranking) AS places, {_sums()},{_known_counts()}
+    FROM facts
+)"""
+
+
+def _condition(question: CostQuestion) -> tuple[str, dict[str, object]]:
+    condition, parameters = "namespace = :namespace", {"namespace": question.namespace}
+    if question.since_day is not None:
+        condition += " AND day >= :since_day"
+        parameters["since_day"] = question.since_day
+    if question.agent is not None:
+        condition += " AND agent = :agent"
+        parameters["agent"] = question.agent
+    return condition, dict(parameters)
+
+
+def _spent(
+    question: CostQuestion,
+    names: Sequence[str],
+    tags: Mapping[str, str],
+    source: str,
+    condition: str,
+    *,
+    dialect: str,
+) -> str:
+    expressions = [tags.get(name) or _column(name, source) for name in question.by] or ["1"]
+    measures = ("calls", "unpriced_calls", *TOKEN_COLUMNS, "cost_nanousd")
+    grouped = dialect == "sqlite"
+    listed = ", ".join(f"sum({name}) AS {name}" if grouped else name for name in measures)
+    return f"""    SELECT {_aliased(expressions, names)}{listed},
+        0 AS lost_attempts, 0 AS lost_without_estimate, CAST(NULL AS BIGINT) AS possibly_billed_nanousd
+    FROM {source} WHERE {condition}{f" GROUP BY {', '.join(names)}" if grouped else ""}"""
+
+
+def _possibly_billed(question: CostQuestion, names: Sequence[str], tags: Mapping[str, str], condition: str) -> str:
+    expressions = [
+        tags.get(name) or ("CAST(NULL AS VARCHAR)" if name in _UNKNOWN_REST else _column(name, LEDGER))
+        for name in question.by
+    ] or ["1"]
+    return f"""    SELECT {_aliased(expressions, names)}0, 0, {"NULL, " * len(TOKEN_COLUMNS)}NULL,
+        1, CASE WHEN estimate_nanousd IS NULL THEN 1 ELSE 0 END, estimate_nanousd
+    FROM possibly_billed WHERE {condition}"""
+
+
+def _column(name: str, source: str) -> str:
+    """In a table of sums an unknown name is the empty text."""
+    column = _COLUMNS[Dimension(name)]
+    return f"nullif({column}, '')" if source != LEDGER and name in _UNKNOWN_REST else column
+
+
+def _aliased(expressions: Sequence[str], names: Sequence[str]) -> str:
+    return "".join(f"{expression} AS {alias}, " for expression, alias in zip(expressions, names, strict=True))
+
+
+def _sums(of: str = "") -> str:
+    """Money and tokens stay NULL where nothing is known. ``of`` is the table, with its dot."""
+    sums = [f"CAST(coalesce(sum({of}{name}), 0) AS BIGINT) AS {name}" for name in _COUNTED]
+    sums += [f"CAST(sum({of}{name}) AS BIGINT) AS {name}" for name in _KNOWN]
+    return "".join(f"\n        {each}," for each in sums)[:-1]
+
+
+def _known_counts(of: str = "") -> str:
+    """Of how many facts money and tokens are known."""
+    return "".join(f"\n        count({of}{name}) AS known_{name}," for name in _KNOWN)[:-1]
+
+
+def _known_sums() -> str:
+    """The same of groups that have counted them."""
+    return "".join(f"\n        coalesce(sum(known_{name}), 0) AS known_{name}," for name in _KNOWN)[:-1]
+
+
+def _rest() -> str:
+    """All less what is shown; NULL where nothing more is known."""
+    rest = [f"a.{name} - s.{name}" for name in _COUNTED]
+    rest += [f"CASE WHEN a.known_{name} > s.known_{name} THEN a.{name} - coalesce(s.{name}, 0) END" for name in _KNOWN]
+    return "".join(f"\n        {each}," for each in rest)[:-1]
+
+
+def _order(by: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Days go on from the first; everything else has the dearest first."""
+    by_name = [part for alias in names for part in (f"{alias} IS NULL", alias)]
+    if by and by[0] == Dimension.DAY:
+        first = [names[0]]
+        return [*first, "cost_nanousd IS NULL", "cost_nanousd DESC", *by_name]
+    return ["cost_nanousd IS NULL", "cost_nanousd DESC", *by_name]
+
+
+def _fits_path(tag: str, dialect: str) -> bool:
+    return dialect == "sqlite" and _PLAIN_TAG.fullmatch(tag) is not None
+
+
+def _tag_value(tag: str, parameter: str, dialect: str) -> str:
+    if dialect == "postgresql":
+        return f"CAST(tags AS json) ->> CAST({parameter} AS VARCHAR)"
+    if _fits_path(tag, dialect):
+        return f"json_extract(tags, {parameter})"
+    return f"(SELECT entry.value FROM json_each(tags) AS entry WHERE entry.key = {parameter})"
+
+
+def with_literals(sql: str, parameters: Mapping[str, object]) -> str:
+    """The statement as a person can run it: each parameter written out as SQL."""
+
+    def written(found: re.Match[str]) -> str:
+        value = parameters[found[1]]
+        return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+    return re.sub(r"(?<![:\w]):([a-z_]\w*)", written, sql)

@@ -1,0 +1,201 @@
+"""The views that people query by name: what each answers and what its columns mean.
+
+Their SQL is in migration 0002. All of them have ``namespace`` as a column besides those listed here. Columns that end
+in ``_nanousd`` are nano-dollars; NULL is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.errors import InvalidInput
+from paidonce_models.store.cost_statements import with_literals
+
+_SUMS = {
+    "calls": "requests",
+    "unpriced_calls": "those without a price, a request that failed and reports no tokens left out",
+    "input_tokens": "known input tokens, those of the cache included",
+    "cache_read_tokens": "of these read from the cache",
+    "cache_write_tokens": "of these written to the cache",
+    "output_tokens": "known output tokens, reasoning included",
+    "reasoning_tokens": "of these reasoning",
+    "cost_nanousd": "known money; a lower bound where there are unpriced calls",
+}
+_AGENT = {"agent": "whose run made the calls"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostView:
+    """A view: what it answers, its columns, and in which order its rows are of use."""
+
+    answers: str
+    columns: Mapping[str, str]
+    order: str = "cost_nanousd IS NULL, cost_nanousd DESC, 1"
+
+
+VIEWS: Mapping[str, CostView] = {
+    "costs_by_agent": CostView(answers="what each agent spent", columns=_AGENT | _SUMS),
+    "costs_by_step": CostView(
+        answers="what each step of each agent spent", columns=_AGENT | {"step": "its name"} | _SUMS
+    ),
+    "costs_by_tool": CostView(
+        answers="what was spent inside each tool", columns={"tool": "the innermost one, NULL outside of any"} | _SUMS
+    ),
+    "costs_by_model": CostView(
+        answers="what each model cost", columns={"model": "as billed, else as asked for"} | _SUMS
+    ),
+    "costs_by_run": CostView(
+        answers="what each run spent itself, its child runs apart",
+        columns={"run_id": "the run", "agent": "its agent", "root_run_id": "the run at the top of its family"} | _SUMS,
+    ),
+    "costs_by_tag": CostView(
+        answers="what each value of each tag spent; a run with two tags is in two rows",
+        columns={"tag": "the tag's name", "value": "its value"} | _SUMS,
+    ),
+    "costs_by_day": CostView(
+        answers="what each UTC day cost", columns={"day": "when the calls began"} | _SUMS, order="day"
+    ),
+    "costs_by_cause": CostView(
+        answers="what bought something and what did not", columns={"cause": "see below"} | _SUMS
+    ),
+    "retry_costs_by_tool": CostView(
+        answers="what trying again cost",
+        columns={
+            "tool": "the innermost one, NULL outside of any",
+            "calls": "requests",
+            "retry_calls": "those of a later attempt, or sent again by the client's library",
+            "cost_nanousd": "all known money",
+            "retry_cost_nanousd": "that of the retries",
+            "wasted_cost_nanousd": "that of calls whose cause is neither useful nor open",
+        },
+        order="retry_cost_nanousd IS NULL, retry_cost_nanousd DESC, 1",
+    ),
+    "costs_per_successful_run": CostView(
+        answers="what a success costs, with what failed around it, child runs included",
+        columns={
+            "agent": "that of the run at the top",
+            "ended_runs": "such runs that have ended",
+            "successful_runs": "those that succeeded",
+            "cost_nanousd": "what all that ended spent",
+            "unpriced_calls": "calls in it without a price",
+            "cost_per_success_nanousd": "the one divided by the other, rounded down",
+            "p50_cost_nanousd": "half of the successful runs with known money cost no more",
+            "p95_cost_nanousd": "95 in 100 of them cost no more",
+        },
+    ),
+    "avoided_costs": CostView(
+        answers="what recoveries did not pay again; never a part of the spend",
+        columns={
+            "agent": "whose runs recovered",
+            "reason": "what they recovered from",
+            "runs": "how many runs",
+            "crashes": "how often; steps that one crash cut off together count once",
+            "steps_not_repeated": "finished steps that starting over would have repeated",
+            "unpriced_calls": "calls in these without a price",
+            "cost_nanousd": "what these steps had cost",
+        },
+    ),
+    "possibly_billed": CostView(
+        answers="what providers may have billed for attempts whose worker vanished; never a part of the spend",
+        columns={
+            "day": "when the attempt began",
+            "run_id": "its run",
+            "root_run_id": "the run at the top of the family",
+            "agent": "its agent",
+            "tags": "the run's tags as JSON",
+            "position": "the number of its step",
+            "step": "the step's name",
+            "attempt": "its number",
+            "cause": "lost, or open while the root run is under way",
+            "recorded_nanousd": "what a heartbeat had written before",
+            "basis_nanousd": "what the last 100 accepted attempts of this step cost on average, rounded down",
+            "estimate_nanousd": "what is missing to that; NULL without a basis",
+        },
+        order="day, run_id, position, attempt",
+    ),
+    "budgets_now": CostView(
+        answers="where the budgets stand",
+        columns={
+            "subject": "whose runs",
+            "period": "run, day or month (UTC)",
+            "unit": "usd (in nano-dollars), tokens or steps",
+            "source": "set, or declared in the agent's code",
+            "limit_amount": "how much",
+            "accounts": "1 for the current day or month if anything was spent; of runs, how many",
+            "spent": "in these, as far as it is known",
+            "reserved": "for attempts under way",
+            "unpriced_calls": "calls in it without a price",
+            "held_steps": "steps that wait for it",
+        },
+        order="subject, period, unit, source",
+    ),
+    "data_quality": CostView(
+        answers="how far the figures can be trusted",
+        columns={
+            "agent": "whose calls",
+            "calls": "requests",
+            "estimated_calls": "those whose tokens are an estimate",
+            "missing_calls": "those that report no usage",
+            "unpriced_calls": "those without a price",
+            "estimated_percent": "share of the first",
+            "missing_percent": "share of the second",
+            "unpriced_percent": "share of the third",
+        },
+        order="agent",
+    ),
+    "unusual_runs": CostView(
+        answers="runs with more than 3 times their agent's median steps or money",
+        columns={
+            "agent": "the agent",
+            "run_id": "the run",
+            "state": "its state",
+            "steps": "how many steps it asked for",
+            "median_steps": "the agent's median",
+            "cost_nanousd": "what it spent itself",
+            "median_cost_nanousd": "the agent's median",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewRows:
+    """The rows of a view in its order; values are text, integers, floats or ``None``."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+
+def read_view(connection: Connection, name: str, namespace: str, *, limit: int) -> ViewRows:
+    """The first rows of a view. Raises ``InvalidInput`` for a name that is none."""
+    rows = connection.execute(text(_statement(name)), {"namespace": namespace, "limit": limit}).all()
+    return ViewRows(
+        columns=tuple(_view(name).columns),
+        rows=tuple(tuple(value if value is None else _plain(value) for value in row) for row in rows),
+    )
+
+
+def view_sql(name: str, namespace: str, *, limit: int) -> str:
+    """The statement behind ``read_view`` as text for ``psql`` or ``sqlite3``."""
+    return with_literals(_statement(name), {"namespace": namespace, "limit": limit})
+
+
+def _view(name: str) -> CostView:
+    if name not in VIEWS:
+        raise InvalidInput(f"no view is named {name!r}; there are {', '.join(VIEWS)}")
+    return VIEWS[name]
+
+
+def _statement(name: str) -> str:
+    view = _view(name)
+    return (
+        f"SELECT {', '.join(view.columns)}\nFROM {name}\nWHERE namespace = :namespace\n"
+        f"ORDER BY {view.order}\nLIMIT :limit"
+    )
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float) else float(str(value))

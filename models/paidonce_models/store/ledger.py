@@ -1,0 +1,150 @@
+"""Writing calls to the ledger, their sums to the attempt that made them, and what they cost to its budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.store.spending import Spent, charge
+from paidonce_models.tables import Call
+from paidonce_models.usage import CallRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sums:
+    """What a list of calls adds up to; ``None`` where nothing is known."""
+
+    calls: int
+    unpriced_calls: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_nanousd: int | None
+
+
+def add_up(records: Sequence[CallRecord]) -> Sums:
+    """Sums of what is known in these calls."""
+    return Sums(
+        calls=len(records),
+        unpriced_calls=sum(1 for record in records if record.is_unpriced),
+        input_tokens=_sum([record.input_tokens for record in records]),
+        output_tokens=_sum([record.output_tokens for record in records]),
+        cost_nanousd=_sum([record.cost_nanousd for record in records]),
+    )
+
+
+def _sum(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+_COLUMNS = [column.name for column in Call.__table__.columns]  # type: ignore[attr-defined]  # SQLModel's table
+_FROM_RUN = {"run_id": "id", "tags": "tags", "namespace": "namespace", "root_run_id": "root_run_id", "agent": "agent"}
+_OF_THE_CALL = [field.name for field in fields(CallRecord)]
+_INSERT = text(
+    f"INSERT INTO calls ({', '.join(_COLUMNS)}) SELECT "
+    + ", ".join(f"runs.{_FROM_RUN[name]}" if name in _FROM_RUN else f":{name}" for name in _COLUMNS)
+    + " FROM runs WHERE runs.id = :of_run"
+)
+_WRITTEN = text("SELECT id FROM calls WHERE run_id = :run_id AND position = :position AND attempt = :attempt")
+_ADD_SUMS = text(
+    "UPDATE attempts SET calls = calls + :calls, unpriced_calls = unpriced_calls + :unpriced_calls, "
+    + ", ".join(
+        f"{name} = coalesce({name} + coalesce(CAST(:{name} AS BIGINT), 0), CAST(:{name} AS BIGINT))"
+        for name in ("input_tokens", "output_tokens", "cost_nanousd")
+    )
+    + " "
+    "WHERE run_id = :run_id AND position = :position AND number = :number"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewCalls:
+    """Calls of one attempt that the store does not have yet."""
+
+    run_id: str
+    position: int
+    attempt: int
+    step: str
+    records: Sequence[CallRecord]
+
+
+def insert_calls(
+    connection: Connection,
+    *,
+    run_id: str,
+    position: int,
+    attempt: int,
+    step: str,
+    records: Sequence[CallRecord],
+) -> None:
+    """``insert_calls_of`` for one attempt."""
+    if records:
+        insert_calls_of(
+            connection,
+            [NewCalls(run_id=run_id, position=position, attempt=attempt, step=step, records=records)],
+        )
+
+
+def insert_calls_of(connection: Connection, attempts: Sequence[NewCalls]) -> None:
+    """Append calls of attempts, add them to the attempts' sums, and charge the budgets that these draw on.
+
+    Rows are never changed afterwards. A call's id is drawn when it is recorded, so that a transaction that is tried
+    again after a lost acknowledgement cannot write it twice.
+    """
+    spending = []
+    for new in sorted(attempts, key=lambda each: (each.run_id, each.position, each.attempt)):
+        spent = _insert(connection, new)
+        if spent is not None:
+            spending.append(spent)
+    charge(connection, spending)
+
+
+def call_columns(record: CallRecord) -> dict[str, object]:
+    """What the row of a call has from the call itself; the rest comes from its attempt and its run."""
+    columns: dict[str, object] = {name: getattr(record, name) for name in _OF_THE_CALL}
+    columns["day"] = datetime.fromtimestamp(record.started_at_us / 1e6, tz=UTC).strftime("%Y-%m-%d")
+    return columns
+
+
+def _insert(connection: Connection, new: NewCalls) -> Spent | None:
+    """What of it was new; ``None`` for nothing."""
+    if not new.records:
+        return None
+    key = {"run_id": new.run_id, "position": new.position, "attempt": new.attempt}
+    written = set(connection.execute(_WRITTEN, key).scalars())
+    records = [record for record in new.records if record.id not in written]
+    if not records:
+        return None
+    of_attempt = {
+        "of_run": new.run_id,
+        "position": new.position,
+        "attempt": new.attempt,
+        "step": new.step,
+        "rolled_up": 0,
+    }
+    connection.execute(_INSERT, [call_columns(record) | of_attempt for record in records])
+    sums = add_up(records)
+    connection.execute(
+        _ADD_SUMS,
+        {
+            "run_id": new.run_id,
+            "position": new.position,
+            "number": new.attempt,
+            "calls": sums.calls,
+            "unpriced_calls": sums.unpriced_calls,
+            "input_tokens": sums.input_tokens,
+            "output_tokens": sums.output_tokens,
+            "cost_nanousd": sums.cost_nanousd,
+        },
+    )
+    return Spent(
+        run_id=new.run_id,
+        position=new.position,
+        attempt=new.attempt,
+        nanousd=0 if sums.cost_nanousd is None else sums.cost_nanousd,
+        tokens=(sums.input_tokens or 0) + (sums.output_tokens or 0),
+        unpriced_calls=sums.unpriced_calls,
+    )

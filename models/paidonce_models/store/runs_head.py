@@ -1,0 +1,68 @@
+"""Reading where a run stands: what an advance needs before it feeds the agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from paidonce_models.states import RunState
+from paidonce_models.store.claims import HAS_BUDGETS
+from paidonce_models.store.standing import HAS_STANDING_STEPS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHead:
+    """The part of a run's row that decides its next advance."""
+
+    id: str
+    namespace: str
+    shard: int
+    agent: str
+    agent_version: str | None
+    python_minor: str | None
+    state: RunState
+    state_reason: str | None
+    last_seq: int
+    consumed_seq: int
+    depth: int
+    root_run_id: str
+    parent_run_id: str | None
+    parent_position: int | None
+    priority: int
+    queue: str
+    input_id: str | None
+    has_budgets: bool = False
+    """Whether a budget applied when this was read: then no step is claimed without reserving first."""
+    has_standing_steps: bool = False
+    """Whether steps were held or parked when this was read: then its state is not what its agent awaits alone."""
+
+
+_OWN_COLUMNS = tuple(field.name for field in fields(RunHead) if not field.name.startswith("has_"))
+HEAD_COLUMNS = {
+    dialect: ", ".join(
+        [f"runs.{name}" for name in _OWN_COLUMNS]
+        + [f"{has_budgets} AS has_budgets", f"{HAS_STANDING_STEPS.format(run_id='runs.id')} AS has_standing_steps"]
+    )
+    for dialect, has_budgets in HAS_BUDGETS.items()
+}
+"""What ``head_of`` needs of a row of ``runs``, by dialect."""
+_READ = {dialect: text(f"SELECT {columns} FROM runs WHERE id = :run_id") for dialect, columns in HEAD_COLUMNS.items()}
+
+
+def read_head(connection: Connection, run_id: str) -> RunHead | None:
+    """The run's head, or ``None`` where there is no such run."""
+    row = connection.execute(_READ[connection.dialect.name], {"run_id": run_id}).first()
+    if row is None:
+        return None
+    return head_of(row)
+
+
+def head_of(row: Row[Any]) -> RunHead:
+    """The head from a row that has its columns."""
+    values: dict[str, Any] = {name: getattr(row, name) for name in _OWN_COLUMNS}
+    values["state"] = RunState(row.state)
+    values["has_budgets"] = bool(row.has_budgets)
+    values["has_standing_steps"] = bool(row.has_standing_steps)
+    return RunHead(**values)

@@ -1,0 +1,50 @@
+"""The state of a run whose steps stand still although its agent waits for them.
+
+An advance knows what the agent awaits, not whether budgets hold it. So whatever holds a step or lets one go says the
+run's state anew, from its steps: ``running`` while any can proceed, else that of the earliest that is open.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+HAS_STANDING_STEPS = "EXISTS (SELECT 1 FROM steps WHERE steps.run_id = {run_id} AND steps.state IN ('held', 'parked'))"
+"""For the statements that write a run's state from what its agent awaits: they leave such runs to ``restate_run``."""
+
+_EARLIEST = (
+    "(SELECT steps.{column} FROM steps WHERE steps.run_id = runs.id "
+    "AND steps.state NOT IN ('succeeded', 'failed', 'cancelled') ORDER BY steps.position LIMIT 1)"
+)
+_CAN_PROCEED = (
+    "(consumed_seq < last_seq OR EXISTS (SELECT 1 FROM steps WHERE steps.run_id = runs.id AND steps.kind <> 'agent' "
+    "AND steps.state IN ('scheduled', 'running', 'retrying')))"
+)
+_RESTATE = (
+    f"UPDATE runs SET state = CASE WHEN {_CAN_PROCEED} THEN 'running' ELSE "
+    f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'paused' WHEN 'parked' THEN 'parked' "
+    "ELSE 'waiting' END END, "
+    f"state_reason = CASE WHEN {_CAN_PROCEED} THEN NULL ELSE "
+    f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'budget' WHEN 'parked' THEN 'circuit_open' "
+    "WHEN 'unknown' THEN 'unknown_outcome' END END "
+    "WHERE {which} AND state IN ('running', 'waiting', 'paused', 'parked')"
+)
+_RESTATE_RUN = text(_RESTATE.replace("{which}", "id = :run_id"))
+_RESTATE_STALE = text(
+    _RESTATE.replace(
+        "{which}",
+        "id IN (SELECT run_id FROM held_steps WHERE namespace = :namespace AND shard = :shard) AND state = 'running'",
+    )
+)
+
+
+def restate_run(connection: Connection, run_id: str) -> None:
+    """Say the run's state by what its steps do. Under the run's lock; does nothing to a run that ended or is blocked.
+
+    Only for runs with an open step: one that waits for a timer alone is ``waiting`` by its advance.
+    """
+    connection.execute(_RESTATE_RUN, {"run_id": run_id})
+
+
+def restate_stale_runs(connection: Connection, *, namespace: str, shard: int) -> None:
+    """The same for runs of held steps that claim to be running: an advance that raced with the hold said so."""
+    connection.execute(_RESTATE_STALE, {"namespace": namespace, "shard": shard})

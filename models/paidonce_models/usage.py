@@ -1,0 +1,204 @@
+"""What one paid call used and cost: ``Usage`` and ``CallRecord``.
+
+Owns the two values that travel from where a call is seen (a response, an HTTP
+tap, ``record_usage``) to the ``calls`` table, and their validation. Knows no
+prices (``paidonce_models.pricing``), no run and no store: the run, step and
+attempt are added by the statement that writes the row. ``None`` is unknown
+and is never turned into zero here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from paidonce_models.errors import InvalidInput
+from paidonce_models.ids import uuid7
+
+LARGEST_COUNT: Final = 10**15
+"""Far above any request, far below what the store's integers hold."""
+LARGEST_COST_NANOUSD: Final = 10**18
+"""A billion US dollars for one call is a unit gone wrong."""
+TEXT_LIMITS: Final = {
+    "tool": 200,
+    "provider": 100,
+    "model_requested": 200,
+    "model_billed": 200,
+    "provider_request_id": 200,
+    "price_source": 200,
+}
+"""Widths of the columns of ``calls``; a longer text is cut, as a name must not cost the row of money."""
+
+
+class CallKind(StrEnum):
+    """What was paid for."""
+
+    LLM = "llm"
+    EMBEDDING = "embedding"
+    TOOL = "tool"
+
+
+class UsageSource(StrEnum):
+    """Who says how much was used."""
+
+    PROVIDER = "provider"
+    EXPLICIT = "explicit"
+    ESTIMATED = "estimated"
+    MISSING = "missing"
+
+
+class CallStatus(StrEnum):
+    """How the request ended; ``cut`` is a stream that broke off."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens of one request as the ledger counts them, whatever the provider's own habits.
+
+    ``input_tokens`` includes what was read from and written to a cache, and
+    ``output_tokens`` includes reasoning, also for providers that report them
+    apart. ``other_units`` are further billed units by their genai-prices name
+    (``cache_write_1h_tokens``, ``input_audio_tokens``, ``web_searches``), and
+    ``price_context`` what the response says about its tariff
+    (``service_tier``, ``processing``, ``speed``); nothing of it is guessed.
+    """
+
+    provider: str | None = None
+    model_requested: str | None = None
+    model_billed: str | None = None
+    input_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    other_units: tuple[tuple[str, int], ...] = ()
+    price_context: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, count in (*self.token_counts(), *self.other_units):
+            if count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise InvalidInput(f"{name} must be an int or None, got {type(count).__name__} {count!r}")
+            if count < 0:
+                raise InvalidInput(f"{name} ({count}) cannot be below 0; leave it out if it is unknown")
+            if count > LARGEST_COUNT:
+                raise InvalidInput(f"{name} ({count}) cannot exceed {LARGEST_COUNT}; check the unit")
+        read = self.cache_read_tokens or 0
+        written = self.cache_write_tokens or 0
+        known = self.input_tokens
+        if known is None:
+            if read or written:
+                raise InvalidInput(
+                    f"cache_read_tokens ({read}) and cache_write_tokens ({written}) are part of input_tokens (None); "
+                    "give input_tokens too, including them"
+                )
+            return
+        for name, count in (("cache_read_tokens", read), ("cache_write_tokens", written)):
+            if count > known:
+                raise InvalidInput(
+                    f"{name} ({count}) cannot exceed input_tokens ({known}); input_tokens includes the cache's tokens"
+                )
+        if read + written > known:
+            raise InvalidInput(
+                f"cache_read_tokens ({read}) and cache_write_tokens ({written}) together cannot exceed "
+                f"input_tokens ({known}); input_tokens includes the cache's tokens"
+            )
+
+    def token_counts(self) -> tuple[tuple[str, int | None], ...]:
+        """The five token counts by name, unknown ones as ``None``."""
+        return (
+            ("input_tokens", self.input_tokens),
+            ("cache_read_tokens", self.cache_read_tokens),
+            ("cache_write_tokens", self.cache_write_tokens),
+            ("output_tokens", self.output_tokens),
+            ("reasoning_tokens", self.reasoning_tokens),
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything at all was reported."""
+        return bool(self.other_units) or any(count is not None for _, count in self.token_counts())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallRecord:
+    """One row of ``calls`` without its run, step and attempt.
+
+    Money is integer nano-dollars, ``None`` where unknown. Where the parts are
+    known they add up to ``cost_nanousd`` exactly; ``other_cost_nanousd`` is
+    what is charged besides tokens (searches, a fee per request, own units).
+    Unit prices are the plain ones of the four kinds of token in nano-dollars
+    per million tokens, as they were when the call was priced. The ``id`` is
+    drawn once, here, so that a write that is tried again cannot count twice.
+    """
+
+    id: str = field(default_factory=uuid7)
+    kind: CallKind
+    started_at_us: int
+    duration_us: int | None = None
+    tool: str | None = None
+    provider: str | None = None
+    model_requested: str | None = None
+    model_billed: str | None = None
+    input_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage_source: UsageSource
+    status: CallStatus = CallStatus.OK
+    http_retry: int = 0
+    provider_request_id: str | None = None
+    cost_nanousd: int | None = None
+    input_cost_nanousd: int | None = None
+    cache_read_cost_nanousd: int | None = None
+    cache_write_cost_nanousd: int | None = None
+    output_cost_nanousd: int | None = None
+    other_cost_nanousd: int | None = None
+    input_nanousd_per_mtok: int | None = None
+    cache_read_nanousd_per_mtok: int | None = None
+    cache_write_nanousd_per_mtok: int | None = None
+    output_nanousd_per_mtok: int | None = None
+    price_source: str | None = None
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether it makes a sum of money a lower bound.
+
+        A request that failed and reports no tokens is normally not billed: it is a call, and nobody waits for its
+        price. The view ``ledger_calls`` says the same.
+        """
+        failed_for_nothing = (
+            self.status is CallStatus.FAILED and self.input_tokens is None and self.output_tokens is None
+        )
+        return self.cost_nanousd is None and not failed_for_nothing
+
+    def __post_init__(self) -> None:
+        parts = (
+            self.input_cost_nanousd,
+            self.cache_read_cost_nanousd,
+            self.cache_write_cost_nanousd,
+            self.output_cost_nanousd,
+            self.other_cost_nanousd,
+        )
+        known = [part for part in parts if part is not None]
+        if known and sum(known) != self.cost_nanousd:
+            raise InvalidInput(
+                f"the parts of a call's cost ({sum(known)}) must add up to its cost ({self.cost_nanousd})"
+            )
+        if self.cost_nanousd is not None and self.cost_nanousd < 0:
+            raise InvalidInput(f"cost_nanousd ({self.cost_nanousd}) cannot be below 0; leave it out if it is unknown")
+        if self.cost_nanousd is not None and self.cost_nanousd > LARGEST_COST_NANOUSD:
+            raise InvalidInput(
+                f"cost_nanousd ({self.cost_nanousd}) cannot exceed {LARGEST_COST_NANOUSD}; check the unit"
+            )
+        for name, limit in TEXT_LIMITS.items():
+            text = getattr(self, name)
+            if text is not None and (len(text) > limit or "\0" in text):
+                object.__setattr__(self, name, text.replace("\0", "")[:limit])

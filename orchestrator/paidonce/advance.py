@@ -1,0 +1,414 @@
+"""Advancing runs: feeding an agent the events it has not seen, and writing what it asks for.
+
+The coroutine runs before the transaction opens, speculatively; the transaction
+is guarded by what the log was when it was read. Whoever loses that race reads
+on and tries again: his coroutine has only been fed genuine events. The one
+exception is ``complete``, which feeds an event that is about to be written; if
+the log moved on, that coroutine is dropped.
+
+Sits between the store's statements and the workers; executes no step, publishes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy import Connection
+
+from paidonce.registry import Registry
+from paidonce.replay.cache import CacheEntry, MachineCache
+from paidonce.replay.comparison import compare_with_history
+from paidonce.replay.machine import Machine
+from paidonce.replay.progress import progress_of
+from paidonce.taking_on import TakeOn, claim_taken
+from paidonce_models.database import Database
+from paidonce_models.errors import ReplayError
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.states import RunState
+from paidonce_models.store.advancing import Progress, write_progress
+from paidonce_models.store.blocking import block_run
+from paidonce_models.store.claims import Claim
+from paidonce_models.store.completion import (
+    Acceptance,
+    Completion,
+    LogGap,
+    complete_alone,
+    complete_with_progress,
+    record_refused,
+    step_event_data,
+)
+from paidonce_models.store.events import Event, EventKind, read_events
+from paidonce_models.store.history import RecordedStep, read_recorded_steps
+from paidonce_models.store.messages import Message
+from paidonce_models.store.run_log import RunLog, read_log
+from paidonce_models.store.runs_head import RunHead, read_head
+from paidonce_models.store.single_statement import (
+    complete_by_itself,
+    complete_together,
+    fits_alone,
+    fits_as_advance,
+    fits_together,
+    write_advance,
+)
+
+log = logging.getLogger(__name__)
+
+PYTHON_MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+EVENTS_AT_ONCE = 10_000
+EVENTS_IN_ONE_STATEMENT = 100
+"""As many are read together with the run's head and steps; a longer log has less to carry with a statement for each."""
+
+_Write = Callable[[Connection, RunHead, Progress], Sequence[Message] | None]
+
+
+class Advanced(StrEnum):
+    """What came of an advance."""
+
+    DONE = "done"
+    NOT_HELD = "not_held"
+    BUSY = "busy"
+    """Another thread of this process advances the run and will see what there is to see."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AdvanceResult:
+    """The messages to publish, and the run's earliest timer if this advance set one."""
+
+    outcome: Advanced = Advanced.DONE
+    messages: list[Message] = field(default_factory=list)
+    wake_at_us: int | None = None
+    acceptance: Acceptance | None = None
+    claim: Claim | None = None
+    """The next step, where the completion's commit claimed it too; it is not among the messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvanceSettings:
+    """The settings that replay depends on."""
+
+    max_depth: int = 10
+    slice_seconds: float = 5.0
+    max_payload_bytes: int = 50 * 2**20
+    cancel_grace_seconds: float = 60.0
+    """What the ``finally`` of child runs that a parent cancels may take."""
+
+
+class _Overtaken(Exception):
+    """Rolls back a transaction whose guard failed."""
+
+    def __init__(self, acceptance: Acceptance | None = None) -> None:
+        super().__init__(acceptance)
+        self.acceptance = acceptance
+
+
+class Advancer:
+    """Advances the runs of one process. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        cache: MachineCache,
+        settings: AdvanceSettings | None = None,
+        memory: PayloadMemory | None = None,
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._cache = cache
+        self._settings = settings or AdvanceSettings()
+        self._memory = memory
+
+    def holds(self, agent: str) -> bool:
+        """Whether this process holds some version of the agent."""
+        return self._registry.agent(agent) is not None
+
+    # -- advance -------------------------------------------------------------------
+
+    def advance(self, run_id: str) -> AdvanceResult:
+        """Feed the run every event it has not consumed. Returns what to publish once this is done."""
+        entry = self._cache.entry(run_id)
+        entry.requests += 1
+        result = AdvanceResult(outcome=Advanced.BUSY)
+        while entry.lock.acquire(blocking=False):
+            if entry.evicted:
+                entry.lock.release()
+                entry = self._cache.entry(run_id)
+                entry.requests += 1
+                continue
+            try:
+                served = entry.requests
+                step = self._advance_locked(entry)
+            finally:
+                entry.lock.release()
+            result.outcome = step.outcome
+            result.messages += step.messages
+            if step.wake_at_us is not None:
+                result.wake_at_us = step.wake_at_us
+            if entry.requests == served:
+                break
+        return result
+
+    def _advance_locked(self, entry: CacheEntry) -> AdvanceResult:
+        while True:
+            head = self._catch_up(entry)
+            if isinstance(head, AdvanceResult):
+                return head
+            machine = entry.machine
+            if machine is None or machine.consumed <= head.consumed_seq:
+                return AdvanceResult()
+            progress = progress_of(
+                machine,
+                from_seq=head.consumed_seq,
+                python_minor=PYTHON_MINOR,
+                limit_bytes=self._settings.max_payload_bytes,
+                cancel_grace_seconds=self._settings.cancel_grace_seconds,
+            )
+
+            single = self._database.has_single_statements and fits_as_advance(head, progress)
+            act = write_advance if single else write_progress
+
+            def write(
+                connection: Connection, act: _Write = act, head: RunHead = head, progress: Progress = progress
+            ) -> Sequence[Message]:
+                messages = act(connection, head, progress)
+                if messages is None:
+                    raise _Overtaken
+                return messages
+
+            try:
+                messages = self._database.transact(write, single=single)
+            except _Overtaken:
+                continue
+            self._remember(progress)
+            self._settle(entry, machine)
+            return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us)
+
+    def _remember(self, progress: Progress | None, completion: Completion | None = None) -> None:
+        """After the commit: these rows are in the store and need not be sent again."""
+        if self._memory is None:
+            return
+        if completion is not None and completion.result is not None:
+            self._memory.stored(completion.result.rows)
+        if progress is not None:
+            for step in progress.new_steps:
+                self._memory.stored(step.arguments.rows)
+
+    def _settle(self, entry: CacheEntry, machine: Machine) -> None:
+        machine.confirm(machine.consumed)
+        if machine.outcome is not None:
+            entry.drop()
+            self._cache.forget(entry.run_id)
+
+    def _catch_up(self, entry: CacheEntry) -> RunHead | AdvanceResult:
+        """Read the log on and feed it; the head it was read under, or what to answer instead."""
+        with self._database.read() as connection:
+            machine = entry.machine
+            log = self._read_on(connection, entry.run_id, machine)
+            head = log.head if log is not None else read_head(connection, entry.run_id)
+            if head is None or head.state.is_terminal:
+                self._forget(entry)
+                return AdvanceResult()
+            if head.state is RunState.BLOCKED and head.state_reason != "no_worker":
+                return AdvanceResult()
+            declaration = self._registry.agent(head.agent, head.agent_version)
+            if declaration is None:
+                return AdvanceResult(outcome=Advanced.NOT_HELD)
+            if machine is None:
+                machine = entry.machine = Machine(
+                    head.id,
+                    declaration,
+                    depth=head.depth,
+                    max_depth=self._settings.max_depth,
+                    slice_seconds=self._settings.slice_seconds,
+                    memory=self._memory,
+                    max_payload_bytes=self._settings.max_payload_bytes,
+                )
+            entry.head = head
+            if log is None:
+                events = read_events(
+                    connection, head.namespace, head.id, machine.consumed, EVENTS_AT_ONCE, self._memory
+                )
+            else:
+                events = log.events
+            # What was recorded of the events this machine will have been fed: by others, as far as it goes.
+            recorded_seq = min(head.consumed_seq, events[-1].seq if events else machine.consumed)
+            recorded: dict[int, RecordedStep] | None = None
+            if machine.confirmed < recorded_seq:
+                if log is None:
+                    recorded = read_recorded_steps(
+                        connection, head.id, first=machine.unconfirmed_position, consumed_seq=recorded_seq
+                    )
+                else:
+                    recorded = {
+                        step.position: step for step in log.recorded.values() if step.created_seq <= recorded_seq
+                    }
+        try:
+            for event in events:
+                machine.feed(event)
+            if recorded is not None:
+                compare_with_history(self._database, head, machine, recorded, PYTHON_MINOR)
+        except ReplayError as error:
+            self._block(entry, head, error, declaration.signature)
+            return AdvanceResult()
+        except BaseException:
+            entry.drop()  # fed in part: what it asks for is not what its log leads to
+            raise
+        machine.confirm(recorded_seq)
+        return self._catch_up(entry) if events and machine.consumed < head.last_seq else head
+
+    def _read_on(self, connection: Connection, run_id: str, machine: Machine | None) -> RunLog | None:
+        """A short rest of the log in one statement; ``None`` where it is long or there is no run."""
+        log = read_log(
+            connection,
+            run_id,
+            after=0 if machine is None else machine.consumed,
+            first=0 if machine is None else machine.unconfirmed_position,
+            most=EVENTS_IN_ONE_STATEMENT,
+            memory=self._memory,
+        )
+        return None if log is None or log.is_cut else log
+
+    def _forget(self, entry: CacheEntry) -> None:
+        entry.drop()
+        self._cache.forget(entry.run_id)
+
+    def _block(self, entry: CacheEntry, head: RunHead, error: ReplayError, signature: str) -> None:
+        entry.drop()
+        log.error(
+            "run %s is blocked: %s",
+            head.id,
+            error.message,
+            extra={"event": "run_blocked", "run_id": head.id, "reason": error.code},
+        )
+        self._database.transact(
+            lambda connection: block_run(
+                connection,
+                run_id=head.id,
+                from_seq=head.consumed_seq,
+                reason=error.code,
+                error=error.to_json(),
+                signature=signature,
+            )
+        )
+
+    # -- complete --------------------------------------------------------------------
+
+    def complete(
+        self, completion: Completion, *, recorded_at_us: Callable[[], int], take_on: TakeOn | None = None
+    ) -> AdvanceResult:
+        """Record how an attempt ended and go on with its run; one commit where the run waits for this step only.
+
+        ``recorded_at_us`` estimates the store's clock. A completion that the
+        store refuses is recorded as fenced or cancelled, with its spend. May be
+        called again after ``StoreUnreachable``: an attempt that was accepted already says so. Where it is one
+        commit, one new step may be claimed in it: see ``take_on``.
+        """
+        if completion.is_final and self.holds(completion.claim.agent):
+            entry = self._cache.entry(completion.claim.run_id)
+            if entry.lock.acquire(blocking=False):
+                try:
+                    together = (
+                        None if entry.evicted else self._complete_together(entry, completion, recorded_at_us, take_on)
+                    )
+                finally:
+                    entry.lock.release()
+                if together is not None:
+                    return together
+        acceptance = self._complete_alone(completion)
+        if acceptance is not Acceptance.ACCEPTED or not completion.is_final:
+            return AdvanceResult(acceptance=acceptance)
+        self._remember(None, completion)
+        result = self.advance(completion.claim.run_id)
+        result.acceptance = acceptance
+        return result
+
+    def _complete_alone(self, completion: Completion) -> Acceptance:
+        if self._database.has_single_statements and fits_alone(completion):
+            accepted = self._database.transact(
+                lambda connection: complete_by_itself(connection, completion), single=True
+            )
+            if accepted is not None:
+                return accepted
+        try:
+            return self._database.transact(lambda connection: complete_alone(connection, completion))
+        except LogGap:
+            return self._database.transact(lambda connection: record_refused(connection, completion))
+
+    def _complete_together(
+        self,
+        entry: CacheEntry,
+        completion: Completion,
+        recorded_at_us: Callable[[], int],
+        take_on: TakeOn | None,
+    ) -> AdvanceResult | None:
+        """The completion and its advance in one commit, or ``None`` where they must go apart."""
+        claim = completion.claim
+        machine = entry.machine
+        if machine is None or entry.head is None or machine.consumed < claim.consumed_seq:
+            if isinstance(self._catch_up(entry), AdvanceResult):
+                return None
+            machine = entry.machine
+        head = entry.head
+        if machine is None or head is None or machine.commands or not machine.waits_only_for(claim.position):
+            return None
+        from_seq = machine.consumed
+        at_us = recorded_at_us()
+        try:
+            machine.feed(
+                Event(
+                    seq=from_seq + 1,
+                    kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
+                    recorded_at_us=at_us,
+                    position=claim.position,
+                    attempts=claim.attempt,
+                    payload=completion.result_json,
+                    data=step_event_data(completion),
+                )
+            )
+        except ReplayError:
+            entry.drop()  # recorded alone, then met again by the advance that blocks the run
+            return None
+        except BaseException:
+            entry.drop()
+            raise
+        progress = progress_of(
+            machine,
+            from_seq=from_seq,
+            python_minor=PYTHON_MINOR,
+            limit_bytes=self._settings.max_payload_bytes,
+            cancel_grace_seconds=self._settings.cancel_grace_seconds,
+        )
+
+        single = self._database.has_single_statements and fits_together(completion, head, progress)
+        # A step that draws on a budget is claimed by itself: its claim reserves, or holds it.
+        taken = None if take_on is None or head.has_budgets else take_on.choose(progress)
+        claimant = None if take_on is None else take_on.claimant
+
+        act = complete_together if single else complete_with_progress
+
+        def write(connection: Connection) -> Sequence[Message]:
+            acceptance, messages = act(connection, completion, head, progress, at_us, taken=taken, claimant=claimant)
+            if acceptance is not Acceptance.ACCEPTED:
+                raise _Overtaken(acceptance)
+            return messages
+
+        try:
+            messages = self._database.transact(write, single=single)
+        except _Overtaken:
+            entry.drop()
+            return None
+        except BaseException:
+            entry.drop()
+            raise
+        self._remember(progress, completion)
+        self._settle(entry, machine)
+        return AdvanceResult(
+            messages=list(messages),
+            wake_at_us=progress.wake_at_us,
+            acceptance=Acceptance.ACCEPTED,
+            claim=None if taken is None else claim_taken(head, progress, taken, at_us),
+        )

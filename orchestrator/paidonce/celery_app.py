@@ -1,0 +1,143 @@
+"""The Celery app of Paidonce: its own, so that a team's existing app may share the broker.
+
+Owns every Celery and kombu setting, each with the reason it has its value. Both
+sides use it: producers and workers publish through it, workers consume with it.
+Queues are reached through the broker's default exchange, by name: on Redis no
+binding is needed then, so a flushed broker loses none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from paidonce.broker_urls import broker_url, speaks_redis
+from paidonce.settings import Settings
+from paidonce_models.errors import DeclarationError
+from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
+
+VISIBILITY_TIMEOUT_SECONDS = 30
+"""When Redis gives a submission again that a dead worker had taken. Messages for steps and runs are not kept by Redis
+once they are delivered (see ``redis_transport``): leases and the sweeper bring those back."""
+
+
+class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
+    """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
+
+    amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Celery's decorator, which makes the task only when the app is used; refuses at once, where the line is."""
+        if len(args) == 1 and callable(args[0]):
+            _refuse_async(args[0])
+            return super().task(*args, **options)
+        decorate = super().task(*args, **options)
+
+        def checked(fun: Callable[..., Any]) -> Any:
+            _refuse_async(fun)
+            return decorate(fun)
+
+        return checked
+
+    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        _refuse_async(fun)
+        return super()._task_from_fun(fun, *args, **options)
+
+
+def _refuse_async(fun: Callable[..., Any]) -> None:
+    if inspect.iscoroutinefunction(fun):
+        code = fun.__code__
+        raise DeclarationError(
+            f"{fun.__module__}.{fun.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is an `async def` "
+            "handed to Celery, which would report success and never run it; "
+            "declare it with @step or @tool of Paidonce, or make it a plain def"
+        )
+
+
+def queue_for(name: str, *, amqp: bool) -> Queue:
+    """The queue of that name on the default exchange; quorum on RabbitMQ.
+
+    ``paidonce.submit`` stays a classic queue, because that is what a stock Celery
+    producer declares when it names a queue; another type would refuse it.
+    """
+    full = full_queue_name(name)
+    arguments = {"x-queue-type": "quorum"} if amqp and full != SUBMIT_QUEUE else None
+    return Queue(full, Exchange(""), routing_key=full, durable=True, queue_arguments=arguments)
+
+
+def speaks_amqp(url: str) -> bool:
+    """Whether the broker is RabbitMQ."""
+    return url.partition("://")[0] in {"amqp", "amqps", "pyamqp"}
+
+
+def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connections: int = 16) -> PaidonceCelery:
+    """An app on the settings' broker; starts the embedded one where none is configured.
+
+    ``queues`` are those a worker consumes, besides ``paidonce.submit``.
+    Raises ``BrokerUnreachable`` when the embedded broker cannot be started.
+    """
+    url = broker_url(settings)
+    amqp = speaks_amqp(url)
+    app = PaidonceCelery("paidonce", broker=url, set_as_current=False)
+    names = [full_queue_name(name) for name in queues] or [DEFAULT_QUEUE]
+    if SUBMIT_QUEUE not in names:
+        names.append(SUBMIT_QUEUE)
+    app.conf.update(
+        task_queues=[queue_for(name, amqp=amqp) for name in dict.fromkeys(names)],
+        task_default_queue=names[0],
+        task_default_exchange="",
+        task_default_routing_key=names[0],
+        task_create_missing_queues=True,
+        # A queue that only `--queues` names must be declared as publishers declare it, or RabbitMQ refuses them.
+        task_create_missing_queue_type="quorum" if amqp else "classic",
+        # A killed worker must not lose what it runs; the claim makes a second delivery harmless.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_acks_on_failure_or_timeout=True,
+        worker_prefetch_multiplier=1,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        result_backend=None,
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        # Cancelling what runs when a connection drops would pay for its tokens twice.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # A producer is told within seconds that a broker is away; the sweeper publishes later.
+        broker_connection_timeout=3,
+        broker_pool_limit=max(10, connections),
+        broker_pool_acquire_timeout=5,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2},
+        worker_hijack_root_logger=False,
+        # Flower asks for events while it runs (`enable_events`); sent to nobody they took a fifth of a worker's time.
+        worker_send_task_events=False,
+        task_send_sent_event=False,
+        worker_enable_remote_control=True,
+        broker_transport_options=_transport_options(url, connections),
+        broker_heartbeat=30 if amqp else 0,
+        event_queue_expires=60.0,
+    )
+    return app
+
+
+def _transport_options(url: str, connections: int) -> dict[str, Any]:
+    if speaks_redis(url):
+        return {
+            "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": not url.startswith("redis+socket"),
+            "max_connections": connections + 50,
+            "queue_order_strategy": "priority",
+        }
+    if speaks_amqp(url):
+        return {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5, "max_retries": 1}
+    return {}

@@ -1,0 +1,79 @@
+"""Claiming a step for whoever will execute it: at once where no budget applies, else with what it reserves.
+
+Owns the order of the two: the ordinary claim is one statement that leaves steps with budgets alone, and only where it
+found nothing is the store asked again. What a step costs at most is known to this process's declarations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from paidonce.registry import Registry
+from paidonce_models.budgets import Maxima, Refusal, Unit
+from paidonce_models.database import Database
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.store.budgeted_claims import Expectations, claim_within_budgets
+from paidonce_models.store.claims import Claim, Claimant, claim_step
+
+log = logging.getLogger(__name__)
+
+
+class Claimer:
+    """Claims steps for one process. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        claimant: Claimant,
+        guesses: Mapping[Unit, int],
+        memory: PayloadMemory | None = None,
+    ) -> None:
+        """``guesses``: what an attempt is expected to cost whose step declares nothing and has no history."""
+        self._database = database
+        self._registry = registry
+        self._claimant = claimant
+        self._expectations = Expectations(maxima=self._maxima, guesses=guesses)
+        self._memory = memory
+
+    def claim(self, run_id: str, position: int) -> Claim | None:
+        """The step, or ``None`` where it is finished, running, not yet due, or held by a budget from now on."""
+        claim = self._database.transact(
+            lambda connection: claim_step(
+                connection,
+                run_id=run_id,
+                position=position,
+                worker=self._claimant.worker,
+                lease_us=self._claimant.lease_us,
+                memory=self._memory,
+            ),
+            single=True,
+        )
+        if claim is not None:
+            return claim
+        answer = self._database.transact(
+            lambda connection: claim_within_budgets(
+                connection,
+                run_id=run_id,
+                position=position,
+                worker=self._claimant.worker,
+                lease_us=self._claimant.lease_us,
+                expectations=self._expectations,
+                memory=self._memory,
+            )
+        )
+        if isinstance(answer, Refusal):
+            log.info(
+                "step %d of run %s is held: %s",
+                position,
+                run_id,
+                answer.message,
+                extra={"event": "step_held", "run_id": run_id, "step": position},
+            )
+            return None
+        return answer
+
+    def _maxima(self, step: str) -> Maxima:
+        declaration = self._registry.step(step)
+        return Maxima() if declaration is None else declaration.maxima

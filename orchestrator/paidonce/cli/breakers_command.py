@@ -1,0 +1,175 @@
+"""``paidonce breakers``: the circuits of the fleet, their last moves, and moving one by hand.
+
+The breakers belong to the workers, and imports point from there to here: they are asked for by name, which is part of
+the same installation.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from rich.table import Table
+
+from paidonce.cli.connections import open_client
+from paidonce.cli.documents import Document, time_text
+from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.policies import describe_failure, parse_duration
+from paidonce.settings import Settings
+from paidonce_models.errors import InvalidInput
+from paidonce_models.store.breaker_transitions import TransitionView, read_transitions, record_transition
+
+
+@click.group(invoke_without_command=True)
+@click.option("--moves", type=click.IntRange(0), default=10, show_default=True, help="How many of the last moves.")
+@json_option
+@click.pass_context
+def breakers(context: click.Context, moves: int, as_json: bool) -> None:
+    """Show the circuits that the fleet shares, and their last moves.
+
+    A circuit that has been closed for a while is forgotten, and not listed. What waits for an open one is shown by
+    `paidonce runs --state parked`.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    client = open_client()
+    circuits = _breakers(client.settings)
+    try:
+        states = circuits.states()
+    finally:
+        circuits.close()
+    with client.database.read() as connection:
+        transitions = read_transitions(connection, client.settings.namespace, most=moves)
+    if as_json:
+        print_json(
+            {"circuits": [_document(status) for status in states], "moves": [_move(each) for each in transitions]}
+        )
+        return
+    if not states:
+        say("No circuits: nothing has failed lately.")
+    else:
+        output_console().print(_table(states))
+    if transitions:
+        click.echo()
+        output_console().print(_moves(transitions))
+
+
+@breakers.command("open")
+@click.argument("name")
+@click.option(
+    "--for", "duration", metavar="TIME", help="For how long, such as 10m.  [default: until it is closed by hand]"
+)
+@json_option
+def open_breaker(name: str, duration: str | None, as_json: bool) -> None:
+    """Open circuit NAME: nothing is called, and steps that would call it are parked."""
+    seconds = None if duration is None else _seconds(duration)
+    _move_by_hand(name, as_json, lambda circuits, reason: circuits.force_open(name, seconds, reason=reason), "opened")
+
+
+@breakers.command("close")
+@click.argument("name")
+@json_option
+def close_breaker(name: str, as_json: bool) -> None:
+    """Close circuit NAME: what waits for it is let go within a sweep."""
+    _move_by_hand(name, as_json, lambda circuits, reason: circuits.force_close(name, reason=reason), "closed")
+
+
+@breakers.command("reset")
+@click.argument("name")
+@json_option
+def reset_breaker(name: str, as_json: bool) -> None:
+    """Close circuit NAME and forget what was counted."""
+    _move_by_hand(name, as_json, lambda circuits, reason: circuits.reset(name, reason=reason), "reset")
+
+
+def _move_by_hand(name: str, as_json: bool, act: Callable[[Any, str], object], done: str) -> None:
+    if not name.strip():
+        raise InvalidInput("the name of a circuit is empty; `paidonce breakers` lists them")
+    client = open_client()
+    circuits = _breakers(client.settings)
+    moves: list[Any] = []
+    circuits.subscribe(moves.append)
+    try:
+        act(circuits, f"{done} by hand")
+    finally:
+        circuits.close()
+    for change in moves:
+        client.database.transact(
+            lambda connection, change=change: record_transition(  # type: ignore[misc]
+                connection,
+                namespace=client.settings.namespace,
+                circuit=name,
+                from_state=change.source.value,
+                to_state=change.target.value,
+                reason=change.reason,
+                worker="paidonce breakers",
+            )
+        )
+    if as_json:
+        print_json({"circuit": name, "changed": bool(moves)})
+    else:
+        click.echo(f"Circuit {name} is {done}." if moves else f"Circuit {name} was so already.")
+
+
+def _breakers(settings: Settings) -> Any:
+    return importlib.import_module("paidonce_workers.breakers").CircuitBreakers.of(settings, describe_failure)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidInput(f"--for {text}: expected {error}") from None
+
+
+def _document(status: Any) -> Document:
+    return {
+        "circuit": status.circuit,
+        "state": status.state.value,
+        "since": time_text(status.since),
+        "retry_at": time_text(status.retry_at),
+        "reason": status.reason,
+        "consecutive_failures": status.consecutive_failures,
+        "failed_probes": status.failed_probes,
+        "probes_under_way": status.probes_under_way,
+    }
+
+
+def _move(each: TransitionView) -> Document:
+    return {
+        "circuit": each.circuit,
+        "from": each.from_state,
+        "to": each.to_state,
+        "reason": each.reason,
+        "worker": each.worker,
+        "at": time_text(each.at),
+    }
+
+
+def _table(states: Sequence[Any]) -> Table:
+    table = Table("circuit", "state", "since", "tried again", "failures in a row", "why", box=None, pad_edge=False)
+    for status in states:
+        table.add_row(
+            status.circuit,
+            status.state.value,
+            _second(time_text(status.since)),
+            _second(time_text(status.retry_at)),
+            str(status.consecutive_failures or ""),
+            status.reason,
+        )
+    return table
+
+
+def _moves(transitions: Sequence[TransitionView]) -> Table:
+    table = Table("at", "circuit", "from", "to", "why", "by", box=None, pad_edge=False)
+    for each in transitions:
+        table.add_row(
+            _second(time_text(each.at)), each.circuit, each.from_state, each.to_state, each.reason, each.worker
+        )
+    return table
+
+
+def _second(text: str | None) -> str:
+    return "" if text is None else f"{text[:19].replace('T', ' ')}Z"

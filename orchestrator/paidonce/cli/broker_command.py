@@ -1,0 +1,55 @@
+"""``paidonce broker``: the embedded broker of this home, which outlives the commands that started it."""
+
+from __future__ import annotations
+
+import click
+
+from paidonce.cli.connections import check_broker
+from paidonce.cli.output import json_option, print_json
+from paidonce.embedded import embedded_status, stop_embedded
+from paidonce.settings import load_settings
+from paidonce_models.errors import ConfigurationError
+
+
+@click.group()
+def broker() -> None:
+    """Look at the embedded broker, or stop it."""
+
+
+@broker.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Say whether the broker runs. Never starts it; a configured one is asked, exit code 3 if it does not answer."""
+    settings = load_settings()
+    if settings.broker_url is not None:
+        url = check_broker(settings)
+        if as_json:
+            print_json({"embedded": False, "running": True, "url": url})
+        else:
+            click.echo(f"The configured broker {url} answers.")
+        return
+    found = embedded_status(settings.home)
+    if as_json:
+        document = {"embedded": True, "running": found.running, "url": found.url, "pid": found.pid}
+        print_json({**document, "version": found.version, "log": str(found.log_path)})
+    elif found.running:
+        click.echo(f"The embedded Valkey {found.version} runs as process {found.pid} at {found.url}.")
+    else:
+        click.echo(f"The embedded Valkey of {settings.home} does not run; it starts when it is needed.")
+
+
+@broker.command()
+@json_option
+def stop(as_json: bool) -> None:
+    """Stop the embedded broker of PAIDONCE_HOME. What is queued is kept; the next command that needs it starts it."""
+    settings = load_settings()
+    if settings.broker_url is not None:
+        raise ConfigurationError(
+            "PAIDONCE_BROKER_URL names a broker that Paidonce did not start; stop that server itself, or unset the "
+            "setting to stop the embedded one"
+        )
+    stopped = stop_embedded(settings.home)
+    if as_json:
+        print_json({"stopped": stopped})
+    else:
+        click.echo("Stopped." if stopped else f"No embedded Valkey of {settings.home} was running.")

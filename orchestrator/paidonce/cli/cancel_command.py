@@ -1,0 +1,33 @@
+"""``paidonce cancel``: ask a run to end."""
+
+from __future__ import annotations
+
+import click
+
+from paidonce.cli.connections import open_client
+from paidonce.cli.output import json_option, print_json
+from paidonce_models.states import RunState
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@json_option
+def cancel(run: str, as_json: bool) -> None:
+    """Ask RUN (its id or an alias) and its child runs to end; its `finally` may still await steps for a while.
+
+    Does nothing to a run that has ended. What was spent stays recorded.
+    """
+    client = open_client()
+    handle = client.run(run)
+    before = RunState(handle.state)
+    handle.cancel()
+    state = RunState(handle.state)
+    requested = not before.is_terminal
+    if as_json:
+        print_json({"run_id": handle.id, "state": state.value, "cancel_requested": requested})
+    elif not requested:
+        click.echo(f"Run {handle.id} had already ended: {state}.")
+    elif state is RunState.CANCELLED:
+        click.echo(f"Run {handle.id} is cancelled.")
+    else:
+        click.echo(f"Run {handle.id} was asked to end; it is {state} until its agent has.")

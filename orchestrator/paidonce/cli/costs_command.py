@@ -1,0 +1,98 @@
+"""``paidonce costs``: what was spent, grouped by whatever is asked."""
+
+from __future__ import annotations
+
+import click
+
+from paidonce.cli.connections import open_client
+from paidonce.cli.cost_documents import cost_table_csv, cost_table_document, view_csv, view_document
+from paidonce.cli.cost_text import print_cost_table, print_view
+from paidonce.cli.output import json_option, print_json
+from paidonce.client import Client
+from paidonce.costs import LONG_LIST_LIMIT, answer, cost_question, costs_sql
+from paidonce_models.errors import InvalidInput
+from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
+
+
+@click.command()
+@click.option(
+    "--by",
+    "given_by",
+    metavar="NAMES",
+    default="agent",
+    show_default=True,
+    help="Any of agent, step, tool, model, run, cause, day, tag:NAME, with commas between them.",
+)
+@click.option("--since", metavar="SPAN|DAY", help="A span of UTC days that ends today (7d, 4w), or the first day.")
+@click.option("--agent", help="Only this agent.")
+@click.option(
+    "--view",
+    "view_name",
+    metavar="NAME",
+    type=click.Choice(tuple(VIEWS)),
+    help="Show one of the views that docs/costs.md lists, instead of a grouping.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="At most so many rows, the rest in one line.  [default: 100 with run, a tag or a view, else all]",
+)
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
+@click.option("--sql", "as_sql", is_flag=True, help="Print SQL that recomputes the figures from the ledger's rows.")
+def costs(
+    given_by: str,
+    since: str | None,
+    agent: str | None,
+    view_name: str | None,
+    limit: int | None,
+    as_json: bool,
+    as_csv: bool,
+    as_sql: bool,
+) -> None:
+    """Show what was spent. The rows add up to the total exactly.
+
+    Money that is not known in full is a lower bound (≥), and unknown is not 0. What lost attempts may have been billed
+    is an estimate and stands beside the money. A call belongs to its own run, never to its parent's.
+    """
+    if as_json + as_csv + as_sql > 1:
+        raise InvalidInput("--json, --csv and --sql are three forms of one answer; give one of them")
+    client = open_client()
+    if view_name is not None:
+        if since is not None or agent is not None:
+            raise InvalidInput(f"--view {view_name} holds all days and agents; --since and --agent go with --by")
+        _show_view(client, view_name, LONG_LIST_LIMIT if limit is None else limit, (as_json, as_csv, as_sql))
+        return
+    question = cost_question(
+        namespace=client.settings.namespace,
+        by=[name.strip() for name in given_by.split(",") if name.strip()],
+        since=since,
+        agent=agent,
+        limit=limit,
+    )
+    if as_sql:
+        click.echo(f"{costs_sql(client.database, question)};")
+        return
+    table = answer(client.database, question)
+    if as_json:
+        print_json(cost_table_document(table))
+    elif as_csv:
+        click.echo(cost_table_csv(table), nl=False)
+    else:
+        print_cost_table(table)
+
+
+def _show_view(client: Client, name: str, limit: int, form: tuple[bool, bool, bool]) -> None:
+    as_json, as_csv, as_sql = form
+    namespace = client.settings.namespace
+    if as_sql:
+        click.echo(f"{view_sql(name, namespace, limit=limit)};")
+        return
+    with client.database.read_at_once() as connection:
+        found = read_view(connection, name, namespace, limit=limit)
+    if as_json:
+        print_json(view_document(found))
+    elif as_csv:
+        click.echo(view_csv(found), nl=False)
+    else:
+        print_view(found)

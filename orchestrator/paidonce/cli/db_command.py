@@ -1,0 +1,75 @@
+"""``paidonce db``: the store's schema."""
+
+from __future__ import annotations
+
+import click
+from alembic.util.exc import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from paidonce.cli.connections import open_database, unusable_store
+from paidonce.cli.output import json_option, print_json
+from paidonce.settings import Settings, load_settings
+from paidonce_models.database import Database
+from paidonce_models.errors import SchemaMismatch
+from paidonce_models.schema import current_revision, head_revision, upgrade
+
+
+@click.group()
+def db() -> None:
+    """Bring the store to this version's schema, or check it."""
+
+
+@db.command("upgrade")
+@json_option
+def upgrade_store(as_json: bool) -> None:
+    """Bring the store that PAIDONCE_DATABASE_URL names to this version's schema; safe to repeat and to race."""
+    settings = load_settings()
+    database = open_database(settings)
+    before = _current(settings, database)
+    try:
+        schema = upgrade(database)
+    except CommandError as error:
+        raise SchemaMismatch(
+            f"the store {_shown(database)} is at schema {before}, which this version of Paidonce does not know "
+            f"({error}); install the version that made it; nothing was changed"
+        ) from error
+    finally:
+        database.close()
+    if as_json:
+        print_json({"store": _shown(database), "schema": schema, "was": before, "changed": schema != before})
+    elif schema == before:
+        click.echo(f"The store {_shown(database)} is at schema {schema} already.")
+    else:
+        click.echo(f"The store {_shown(database)} is at schema {schema} now (was {before or 'empty'}).")
+
+
+@db.command("check")
+@json_option
+def check_store(as_json: bool) -> None:
+    """Say whether the store is at this version's schema; exit code 3 if it is not. Changes nothing."""
+    settings = load_settings()
+    database = open_database(settings)
+    found, expected = _current(settings, database), head_revision()
+    database.close()
+    if found != expected:
+        raise SchemaMismatch(
+            f"the store {_shown(database)} is at schema {found or '(empty)'}, this version of Paidonce works with "
+            f"{expected}; run `paidonce db upgrade`",
+            expected=expected,
+            found=found,
+        )
+    if as_json:
+        print_json({"store": _shown(database), "schema": found, "matches": True})
+    else:
+        click.echo(f"The store {_shown(database)} is at schema {found}, as it should be.")
+
+
+def _current(settings: Settings, database: Database) -> str | None:
+    try:
+        return current_revision(database)
+    except DBAPIError as error:
+        raise unusable_store(settings, error) from error
+
+
+def _shown(database: Database) -> str:
+    return database.url.render_as_string(hide_password=True)

@@ -1,0 +1,62 @@
+"""``paidonce resolve``: a person says what came of a step whose outcome nobody knows."""
+
+from __future__ import annotations
+
+import click
+
+from paidonce.cli.connections import open_client
+from paidonce.cli.output import json_option, print_json, say
+from paidonce.module_loading import load_modules
+from paidonce.settings import load_settings
+from paidonce_models.encoding import decode_json
+from paidonce_models.errors import InvalidInput, ModuleNotLoadable
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.argument("step", type=click.IntRange(min=1), metavar="STEP")
+@click.option("--succeeded", "result", metavar="JSON", help="It did its work; this is what it returned.")
+@click.option("--failed", is_flag=True, help="It did not; the agent gets StepFailed.")
+@click.option("--message", metavar="TEXT", help="With --failed: what the agent is told.")
+@click.option("--retry", is_flag=True, help="Try it once more.")
+@json_option
+def resolve(
+    run: str, step: int, result: str | None, failed: bool, message: str | None, retry: bool, as_json: bool
+) -> None:
+    """Say what came of STEP of RUN, whose outcome is unknown; the run goes on with it.
+
+    A step with delivery="at_most_once" whose worker vanished or whose time ran out is not repeated: it may have done
+    its work. Find out, and say so here. Where the modules of PAIDONCE_AGENTS are at hand, the result of --succeeded
+    is checked against the step's type first.
+    """
+    if sum((result is not None, failed, retry)) != 1:
+        raise click.UsageError("say one of --succeeded JSON, --failed and --retry")
+    if message is not None and not failed:
+        raise click.UsageError("--message is for --failed")
+    settings = load_settings()
+    value = None if result is None else _result(result)
+    if result is not None:
+        try:
+            load_modules(settings.agents)
+        except ModuleNotLoadable as error:
+            say(f"Warning: the result is not checked here: {error.message}")
+    handle = open_client(settings).run(run)
+    if result is not None:
+        handle.resolve_succeeded(step, value)
+    elif failed:
+        handle.resolve_failed(step, message)
+    else:
+        handle.resolve_retry(step)
+    outcome = "succeeded" if result is not None else "failed" if failed else "retry"
+    if as_json:
+        print_json({"run_id": handle.id, "step": step, "resolved": outcome})
+    else:
+        says = {"succeeded": "succeeded", "failed": "failed", "retry": "is tried again"}[outcome]
+        click.echo(f"Step {step} of run {handle.id} {says}; the run goes on.")
+
+
+def _result(text: str) -> object:
+    try:
+        return decode_json(text.encode("utf-8", "surrogateescape"))
+    except InvalidInput as error:
+        raise InvalidInput(f"--succeeded: {error.message}; quote it for the shell, as in --succeeded '42'") from None

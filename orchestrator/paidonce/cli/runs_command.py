@@ -1,0 +1,33 @@
+"""``paidonce runs``: the newest runs of this namespace."""
+
+from __future__ import annotations
+
+import click
+from rich.table import Table
+
+from paidonce.cli.connections import open_client
+from paidonce.cli.documents import run_line, time_text
+from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce_models.states import RunState
+
+
+@click.command()
+@click.option("--state", type=click.Choice([state.value for state in RunState]), help="Only runs in this state.")
+@click.option("--agent", help="Only runs of this agent.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@json_option
+def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> None:
+    """List runs, the newest first."""
+    found = open_client().runs(state=state, agent=agent, most=limit)
+    if as_json:
+        print_json([run_line(run) for run in found])
+        return
+    if not found:
+        say("No runs.")
+        return
+    table = Table("run", "agent", "state", "key", "created", "tags", box=None, pad_edge=False)
+    for run in found:
+        why = f" ({run.state_reason})" if run.state_reason else ""
+        tags = " ".join(f"{name}={value}" for name, value in run.tags.items())
+        table.add_row(run.run_id, run.agent, f"{run.state}{why}", run.key or "", time_text(run.created_at), tags)
+    output_console().print(table)

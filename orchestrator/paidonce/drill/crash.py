@@ -1,0 +1,235 @@
+"""``paidonce drill crash``: agents against a counting server while workers are killed at random moments.
+
+Owns the course of the drill: it starts everything, submits, kills, waits and
+gathers the evidence. What was done and seen is judged in ``evidence``.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import text
+
+from paidonce.client import Client
+from paidonce.drill import agents
+from paidonce.drill.evidence import Evidence, Kill, gather_evidence
+from paidonce.drill.fleet import CountingServerProcess, Fleet
+from paidonce.embedded import stop_embedded
+from paidonce.settings import Settings, load_settings
+from paidonce_models.database import Database
+from paidonce_models.errors import ConfigurationError, StoreError
+from paidonce_models.schema import upgrade
+
+POLL_SECONDS = 0.1
+SOONEST_KILL_SECONDS = 0.3
+START_SECONDS = 60.0
+
+_UNFINISHED = text(
+    "SELECT count(*) FROM runs WHERE namespace = :namespace AND state NOT IN ('succeeded', 'failed', 'cancelled')"
+)
+_SUCCEEDED = text("SELECT count(*) FROM runs WHERE namespace = :namespace AND state = 'succeeded'")
+_FINISHED_STEPS = text("SELECT count(*) FROM steps WHERE namespace = :namespace AND state = 'succeeded'")
+_REGISTERED_PIDS = text("SELECT pid FROM workers WHERE namespace = :namespace")
+_LIVE_WORKERS = text(
+    "SELECT count(*) FROM workers WHERE stopped_at_us IS NULL AND seen_at_us > paidonce_now() - 15000000"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrashDrill:
+    """What to do. ``database_url`` and ``broker_url`` None take SQLite and the embedded broker of a fresh folder."""
+
+    runs: int = 20
+    steps: int = 48
+    kills: int = 3
+    workers: int = 2
+    concurrency: int = 8
+    pool: str | None = None
+    latency_ms: float = 20.0
+    every_seconds: float = 4.0
+    seed: int | None = None
+    database_url: str | None = None
+    broker_url: str | None = None
+    limit_seconds: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrashReport:
+    """What came of it."""
+
+    evidence: Evidence
+    runs: int
+    succeeded: int
+    seconds: float
+    kills: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every run finished and nothing was repeated."""
+        return self.succeeded == self.runs and self.evidence.holds
+
+
+def run_crash_drill(drill: CrashDrill, say: Callable[[str], None], folder: Path | None = None) -> CrashReport:
+    """Run the drill; ``say`` is told what happens. Leaves no process behind.
+
+    ``folder`` keeps the workers' logs and the default store; ``None`` uses one that is deleted afterwards.
+    Raises ``ConfigurationError`` where the store is in use: a drill kills workers, and never somebody else's.
+    """
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paidonce-drill-")))
+        given = {"home": str(folder / "home"), "namespace": f"drill-{uuid.uuid4().hex[:12]}"}
+        if drill.database_url is not None:
+            given["database_url"] = drill.database_url
+        if drill.broker_url is not None:
+            given["broker_url"] = drill.broker_url
+        settings = load_settings(**given)
+        _prepare_store(settings)
+        server = CountingServerProcess(folder)
+        stack.callback(server.stop)
+        if drill.broker_url is None:
+            stack.callback(stop_embedded, settings.home)
+        fleet = Fleet(
+            environment={f"PAIDONCE_{name.upper()}": value for name, value in given.items()},
+            folder=folder,
+            size=drill.workers,
+            concurrency=drill.concurrency,
+            pool=drill.pool,
+        )
+        stack.callback(fleet.stop)
+        return _Course(drill, settings, server, fleet, say).carry_out()
+
+
+def _prepare_store(settings: Settings) -> None:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        upgrade(database)
+        with database.read() as connection:
+            live = int(connection.execute(_LIVE_WORKERS).scalar_one())
+    finally:
+        database.close()
+    if live:
+        raise ConfigurationError(
+            f"{live} worker(s) were seen in {database!r} within the last 15 s; a drill needs a store and a broker of "
+            "its own: give it another --database-url, or stop them and try again in 15 s"
+        )
+
+
+class _Course:
+    """One drill under way."""
+
+    def __init__(
+        self,
+        drill: CrashDrill,
+        settings: Settings,
+        server: CountingServerProcess,
+        fleet: Fleet,
+        say: Callable[[str], None],
+    ) -> None:
+        self._drill = drill
+        self._settings = settings
+        self._client = Client(settings)
+        self._server = server
+        self._fleet = fleet
+        self._say = say
+        self._chance = random.Random(drill.seed)
+        self._kills: list[Kill] = []
+        self._next_kill: float | None = None
+        self._at_finished_steps = 0
+
+    def carry_out(self) -> CrashReport:
+        """Submit, kill, wait, gather."""
+        self._wait_until_all_registered()
+        began = time.monotonic()
+        for number in range(self._drill.runs):
+            self._client.submit(
+                agents.drill_agent,
+                {"server": self._server.url, "steps": self._drill.steps, "latency_ms": self._drill.latency_ms},
+                key=f"drill-{number}",
+            )
+        self._say(f"{self._drill.runs} runs of {self._drill.steps} paid steps on {self._drill.workers} workers")
+        while (unfinished := self._count(_UNFINISHED)) > 0:
+            if time.monotonic() - began > self._drill.limit_seconds:
+                self._say(f"{unfinished} runs have not finished within {self._drill.limit_seconds:.0f} s")
+                break
+            if len(self._kills) < self._drill.kills:
+                self._kill_when_it_is_time(unfinished)
+            time.sleep(POLL_SECONDS)
+        seconds = time.monotonic() - began
+        with self._client.database.read() as connection:
+            evidence = gather_evidence(
+                connection, self._server.requests(), self._kills, namespace=self._settings.namespace
+            )
+        report = CrashReport(
+            evidence=evidence,
+            runs=self._drill.runs,
+            succeeded=self._count(_SUCCEEDED),
+            seconds=seconds,
+            kills=len(self._kills),
+        )
+        self._client.database.close()
+        return report
+
+    def _wait_until_all_registered(self) -> None:
+        """Work that is done before the last worker has started would be over before a kill shows anything."""
+        end = time.monotonic() + START_SECONDS
+        while not self._all_registered():
+            if time.monotonic() > end:
+                self._say(f"not every worker has registered within {START_SECONDS:.0f} s; the drill goes on without it")
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _kill_when_it_is_time(self, unfinished: int) -> None:
+        """The next kill comes after a random pause, or earlier where the work would be done before it."""
+        now = time.monotonic()
+        if self._next_kill is None:
+            if self._all_registered():
+                pause = self._chance.uniform(SOONEST_KILL_SECONDS, max(self._drill.every_seconds, SOONEST_KILL_SECONDS))
+                self._next_kill = now + pause
+                share = (len(self._kills) + self._chance.random()) / (self._drill.kills + 1)
+                self._at_finished_steps = int(share * self._drill.runs * self._drill.steps)
+        elif now >= self._next_kill or self._count(_FINISHED_STEPS) > self._at_finished_steps:
+            self._kills.append(self._kill_one(unfinished))
+            self._next_kill = None
+
+    def _kill_one(self, unfinished: int) -> Kill:
+        """A worker as a whole; of a prefork worker also its parent alone, or one of its children alone."""
+        victim = self._chance.randrange(self._drill.workers)
+        left = f"({unfinished} runs under way)"
+        children = self._fleet.children(victim) if self._fleet.pool_of(victim) == "prefork" else []
+        whom = self._chance.choice(["worker", "parent", "child", "child"]) if children else "worker"
+        if whom == "child":
+            child = self._chance.choice(children)
+            self._say(f"kill -9 of child {child} of worker {victim} {left}")
+            return self._fleet.kill_child(child)
+        if whom == "parent":
+            self._say(f"kill -9 of the parent alone of worker {victim} {left}")
+            killed = self._fleet.kill_parent(victim)
+        else:
+            self._say(f"kill -9 of worker {victim} {left}")
+            killed = self._fleet.kill(victim)
+        self._fleet.restart(victim)
+        return killed
+
+    def _all_registered(self) -> bool:
+        """Whether every worker of the fleet takes part: a kill of one that still starts would show nothing."""
+        try:
+            with self._client.database.read() as connection:
+                found = connection.execute(_REGISTERED_PIDS, {"namespace": self._settings.namespace})
+                registered = {row.pid for row in found}
+        except StoreError:
+            return False
+        return all(process.pid in registered for process in self._fleet.processes)
+
+    def _count(self, query: object) -> int:
+        with self._client.database.read() as connection:
+            counted = connection.execute(query, {"namespace": self._settings.namespace})  # type: ignore[call-overload]  # a text clause
+            return int(counted.scalar_one())

@@ -1,0 +1,175 @@
+"""A fleet of worker processes to be killed, and the counting server beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from paidonce.drill.evidence import Kill
+from paidonce_models.errors import ConfigurationError
+
+DRILL_AGENTS = "paidonce.drill.agents"
+START_SECONDS = 30.0
+MIXED_POOLS = ("threads", "prefork")
+
+
+class CountingServerProcess:
+    """The counting server, a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        port_file = folder / "counting-server.port"
+        port_file.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("counting_server.py")), str(port_file)],
+            stdin=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while not port_file.exists():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                self.stop()
+                raise ConfigurationError("the counting server of the drill did not start; see its error above")
+            time.sleep(0.02)
+        self.url = f"http://127.0.0.1:{port_file.read_text(encoding='ascii')}"
+
+    def requests(self) -> list[dict[str, object]]:
+        """Every request that arrived, in order."""
+        with urllib.request.urlopen(f"{self.url}/requests", timeout=30) as response:
+            counted: list[dict[str, object]] = json.load(response)
+        return counted
+
+    def begin_outage(self, seconds: float) -> tuple[float, float]:
+        """The tool that the server stands for fails from now on for so long; when it began and when it ends."""
+        request = urllib.request.Request(f"{self.url}/outage", data=json.dumps({"seconds": seconds}).encode())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        return float(answer["began"]), float(answer["ends"])
+
+    def stop(self) -> None:
+        """End the server."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Fleet:
+    """Worker processes by number; one that was killed is started again under the same number."""
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        size: int,
+        concurrency: int,
+        pool: str | None = None,
+        modules: str = DRILL_AGENTS,
+    ) -> None:
+        """``environment`` are settings for the workers, on top of this process's own environment.
+
+        ``pool`` is the pool of all of them, ``mixed`` gives them threads and prefork in turn.
+        """
+        self._environment = {**os.environ, **environment, "PAIDONCE_AGENTS": modules}
+        self._folder = folder
+        self._arguments = ["--concurrency", str(concurrency), "--without-gossip", "--without-mingle", "-l", "INFO"]
+        self._pool = pool
+        self._groups: list[int] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for number in range(size):
+            self.processes.append(self._start(number))
+
+    def pool_of(self, number: int) -> str | None:
+        """The pool that a worker is started with."""
+        return MIXED_POOLS[number % len(MIXED_POOLS)] if self._pool == "mixed" else self._pool
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        pool = self.pool_of(number)
+        arguments = [*self._arguments, *(() if pool is None else ("--pool", pool))]
+        name = f"drill{number}-{time.time_ns()}@%h"
+        with self.log(number).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", name, *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._groups.append(process.pid)
+        return process
+
+    def log(self, number: int) -> Path:
+        """Where the workers of this number write what they have to say."""
+        return self._folder / f"worker-{number}.log"
+
+    def children(self, number: int) -> list[int]:
+        """The processes that a worker has forked or started."""
+        parents = _parents()
+        return [pid for pid, parent in parents.items() if parent == self.processes[number].pid]
+
+    def kill(self, number: int) -> Kill:
+        """SIGKILL a worker with everything it started."""
+        process = self.processes[number]
+        pids = _descendants(process.pid)
+        killed = time.time()
+        _signal_group(process.pid)
+        process.wait()
+        return Kill(at_seconds=killed, pids=frozenset(pids))
+
+    def kill_parent(self, number: int) -> Kill:
+        """SIGKILL a worker's own process only; on Linux Celery's children die with it, elsewhere they finish."""
+        process = self.processes[number]
+        pids = _descendants(process.pid)
+        killed = time.time()
+        process.kill()
+        process.wait()
+        return Kill(at_seconds=killed, pids=frozenset(pids))
+
+    def kill_child(self, pid: int) -> Kill:
+        """SIGKILL one forked child; its parent starts another."""
+        killed = time.time()
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it ended by itself
+        return Kill(at_seconds=killed, pids=frozenset({pid}))
+
+    def restart(self, number: int) -> None:
+        """Start a worker in the place of one that has ended."""
+        self.processes[number] = self._start(number)
+
+    def stop(self) -> None:
+        """End every worker at once, orphans of killed parents included."""
+        for group in self._groups:
+            _signal_group(group)
+        for process in self.processes:
+            process.wait()
+
+
+def _signal_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # nobody of it is left
+
+
+def _parents() -> dict[int, int]:
+    """Each process's parent."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs: Sequence[list[str]] = [line.split() for line in listed.stdout.splitlines()]
+    return {int(pid): int(parent) for pid, parent in pairs}
+
+
+def _descendants(pid: int) -> set[int]:
+    """The process and everything below it."""
+    parents = _parents()
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found

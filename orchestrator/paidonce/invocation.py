@@ -1,0 +1,155 @@
+"""``Invocation``: what calling a step, tool or agent returns; a coroutine that the agent awaits.
+
+On the replay loop it becomes a command of the run. In the body of a step a tool
+runs inline. Anywhere else it says what to do instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from asyncio.events import _get_running_loop
+from collections.abc import Coroutine, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paidonce.attempt_policies import attempt_policies
+from paidonce.usage import current_recorder, innermost_tool
+from paidonce_models.documents import Encoded
+from paidonce_models.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from paidonce.declarations import Declaration
+
+
+class Invocation(Coroutine[Any, Any, Any]):
+    """One call of a declaration. Its arguments are encoded when it is made; it is scheduled when first awaited.
+
+    Hashes by the order in which it was made, so that a set of invocations is
+    walked in the same order on every replay.
+    """
+
+    __slots__ = ("_args", "_hash", "_kwargs", "_machine", "_started", "arguments", "declaration")
+
+    def __init__(self, declaration: Declaration[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.declaration = declaration
+        loop = _get_running_loop()
+        self._machine = machine = getattr(loop, "machine", None)
+        self._started: Coroutine[Any, Any, Any] | None = None
+        self._hash: int
+        self._args: Sequence[Any] = ()
+        self._kwargs: Mapping[str, Any] = {}
+        self.arguments: Encoded = b""
+        if machine is not None:
+            self._hash = machine.loop.next_ordinal()
+            self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
+        else:
+            self._hash = id(self) >> 4
+            self._args, self._kwargs = args, kwargs
+
+    @property
+    def _inner(self) -> Coroutine[Any, Any, Any]:
+        started = self._started
+        if started is None:
+            if self._machine is not None:
+                started = _replayed(self._machine, self)
+            else:
+                started = _elsewhere(self.declaration, self._args, self._kwargs)
+            self._started = started
+        return started
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<call of {self.declaration!r}>"
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._inner.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        return self._inner.send(value)
+
+    def throw(self, *exception: Any) -> Any:
+        return self._inner.throw(*exception)
+
+    def close(self) -> None:
+        if self._started is not None:
+            self._started.close()
+
+    @property
+    def cr_await(self) -> Any:
+        """What the call waits for, as of a native coroutine."""
+        return None if self._started is None else self._started.cr_await  # type: ignore[attr-defined]  # a coroutine
+
+    @property
+    def cr_frame(self) -> Any:
+        """Its frame, as of a native coroutine."""
+        return None if self._started is None else self._started.cr_frame  # type: ignore[attr-defined]  # a coroutine
+
+    @property
+    def cr_running(self) -> bool:
+        """Whether it runs right now, as of a native coroutine."""
+        return self._started is not None and bool(self._started.cr_running)  # type: ignore[attr-defined]  # a coroutine
+
+
+async def _replayed(machine: Any, invocation: Invocation) -> Any:
+    position, future = machine.schedule(invocation.declaration, invocation.arguments)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        machine.cancel_step(position)
+        raise
+
+
+async def _elsewhere(declaration: Declaration[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if current_recorder.get() is None or declaration.kind != "tool":
+        raise InvalidInput(_out_of_place(declaration))
+    _refuse_uncertain(declaration)
+
+    async def body() -> Any:
+        if inspect.iscoroutinefunction(declaration.fn):
+            return await declaration.fn(*args, **kwargs)
+        return await asyncio.to_thread(declaration.fn, *args, **kwargs)
+
+    policies = attempt_policies.get()
+    with innermost_tool(declaration.name):
+        return await (body() if policies is None else policies.call_async(declaration, body))
+
+
+def run_inline(declaration: Declaration[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """``tool.call``: the tool's body within the step that is running. Raises ``InvalidInput`` out of place."""
+    if current_recorder.get() is None or declaration.kind != "tool":
+        raise InvalidInput(_out_of_place(declaration))
+    if inspect.iscoroutinefunction(declaration.fn):
+        raise InvalidInput(f"{declaration!r} is async: await it from an `async def` step, or make it a plain def")
+    _refuse_uncertain(declaration)
+
+    def body() -> Any:
+        return declaration.fn(*args, **kwargs)
+
+    policies = attempt_policies.get()
+    with innermost_tool(declaration.name):
+        return body() if policies is None else policies.call(declaration, body)
+
+
+def _refuse_uncertain(declaration: Declaration[..., Any]) -> None:
+    if getattr(declaration, "delivery", "") == "at_most_once" or not getattr(declaration, "idempotent", True):
+        raise InvalidInput(
+            f"{declaration!r} is declared delivery='at_most_once' or idempotent=False and cannot run inside a step, "
+            "which may be repeated after a crash; await it from the agent"
+        )
+
+
+def _out_of_place(declaration: Declaration[..., Any]) -> str:
+    if current_recorder.get() is not None:
+        return (
+            f"{declaration!r} was called inside a step; only tools run inside a step: "
+            f"await it from the agent, or call {declaration.name.rpartition('.')[2]}.fn(...) for the plain function"
+        )
+    return (
+        f"{declaration!r} was awaited outside an agent: await it in an @agent, "
+        f"or call {declaration.name.rpartition('.')[2]}.fn(...) for the plain function in a unit test"
+    )

@@ -1,0 +1,128 @@
+"""Importing the modules that hold a project's agents, steps and tools.
+
+Owns turning names (``shop.agents``) and files (``agents.py``) into imported modules, and the words of the error when
+that fails: a module that is not there and a module that broke while it ran are told apart. The current folder and
+``PYTHONPATH`` are importable. It never looks inside a module; declaring is the decorators' part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from paidonce_models.errors import ModuleNotLoadable, PaidonceError
+
+NO_AUTHORS = frozenset({"paidonce", "paidonce_models", *sys.stdlib_module_names})
+"""Packages whose lines are no place to mend a module that does not import."""
+
+
+def load_modules(names: Iterable[str]) -> list[ModuleType]:
+    """Import each module in order; a file inside the current folder gets its dotted name from there.
+
+    The current folder is put first on ``sys.path`` and stays there. Raises ``ModuleNotLoadable``.
+    """
+    make_importable(Path.cwd())
+    return [_load_file(name) if _is_file_name(name) else _load_name(name) for name in names]
+
+
+def make_importable(folder: Path) -> None:
+    """Put a folder first on ``sys.path`` unless it is there; console scripts start without the current folder."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _is_file_name(name: str) -> bool:
+    return name.endswith(".py") or "/" in name
+
+
+def _load_file(name: str) -> ModuleType:
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise ModuleNotLoadable(f"module file {name!r} was not found: there is no file {path}; check the path")
+    folder = Path.cwd()
+    inside = path.resolve().is_relative_to(folder.resolve())
+    relative = path.resolve().relative_to(folder.resolve()) if inside else Path(path.name)
+    parts = list(relative.with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    if not all(part.isidentifier() for part in parts):
+        raise ModuleNotLoadable(
+            f"module file {name!r} cannot be imported as {'.'.join(parts)!r}: steps are named after their module, so "
+            "each part must be a Python name; rename it"
+        )
+    if not inside:
+        make_importable(path.parent)
+    module = _load_name(".".join(parts))
+    found = getattr(module, "__file__", None)
+    if found is None or Path(found).resolve() != path.resolve():
+        raise ModuleNotLoadable(
+            f"module file {name!r} cannot be imported: the name {module.__name__!r} already means {found}; "
+            "rename the file"
+        )
+    return module
+
+
+def _load_name(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ModuleNotLoadable(
+            f"{name!r} is no module name: expected dotted names as in 'shop.agents', or a file as in 'agents.py'"
+        )
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name is not None and (name == error.name or name.startswith(f"{error.name}."))
+        if missing and _origin(error) is None:
+            raise ModuleNotLoadable(_not_found_message(name, str(error.name))) from None
+        raise ModuleNotLoadable(_failed_message(name, error)) from error
+    except (Exception, SystemExit) as error:  # a module's top level may raise anything; each is reported the same way
+        raise ModuleNotLoadable(_failed_message(name, error)) from error
+
+
+def _not_found_message(name: str, missing: str) -> str:
+    folders = [str(Path.cwd())] + [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    parent = "" if missing == name else f" (there is no {missing!r})"
+    there = sorted(path.stem for path in Path.cwd().glob("*.py")) + sorted(
+        path.parent.name for path in Path.cwd().glob("*/__init__.py")
+    )
+    near = difflib.get_close_matches(name, there, n=1)
+    hint = f"did you mean {near[0]!r}? Otherwise start" if near else "start"
+    return (
+        f"module {name!r} was not found{parent}: looked in {', '.join(folders)} and among the installed packages; "
+        f"{hint} in the folder that holds it, or add that folder to PYTHONPATH"
+    )
+
+
+def _failed_message(name: str, error: BaseException) -> str:
+    last_line = (
+        f"{type(error).__name__}: {error.message}"
+        if isinstance(error, PaidonceError)
+        else traceback.format_exception_only(error)[-1].strip()
+    )
+    origin = _origin(error)
+    where = f" at {origin}" if origin is not None else ""
+    remedy = "correct it and start again"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        remedy = f"install {error.name!r} in this environment ({sys.prefix}) or add its folder to PYTHONPATH"
+    return f"module {name!r} was found but failed while it was imported: {last_line}{where}; {remedy}"
+
+
+def _origin(error: BaseException) -> str | None:
+    """``file:line`` of the innermost frame outside the import system and outside of Paidonce, whose decorators refuse
+    what the line says; ``None`` if no module's code had begun.
+    """
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}"
+    places = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in NO_AUTHORS
+        and not frame.f_code.co_filename.startswith("<frozen ")
+    ]
+    return places[-1] if places else None

@@ -1,0 +1,77 @@
+"""Whether policies fit the code that a process holds, before any of it runs.
+
+``misfits`` is what is wrong; ``idle_targets`` is what has no effect here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from paidonce.inline_calls import tools_called_by
+from paidonce.policies.book import PolicyBook
+from paidonce.policies.layers import DEFAULT_SOURCE
+from paidonce.policies.policy import ResolvedPolicy
+from paidonce.policies.targets import Target
+from paidonce.provider_hosts import API_OF_PROVIDER
+from paidonce.registry import AnyStep
+from paidonce_models.errors import ConfigurationError
+
+_WHEN_OPEN = "breaker.when_open"
+
+
+def misfits(book: PolicyBook, declarations: Sequence[AnyStep]) -> list[str]:
+    """What is wrong with the policies of these steps, tools and the providers they name; a sentence each."""
+    problems: list[str] = []
+    resolved: dict[str, ResolvedPolicy] = {}
+    for declaration in declarations:
+        try:
+            resolved[declaration.name] = book.resolve(
+                name=declaration.name,
+                kind=declaration.kind,
+                policy=declaration.policy,
+                keys=declaration.policy_keys,
+                place=declaration.short_place,
+            )
+            if declaration.provider is not None:
+                book.resolve_provider(declaration.provider, declared_at=declaration.short_place)
+        except ConfigurationError as error:
+            problems.append(error.message)
+    problems.extend(_parked_inline(declarations, resolved))
+    return list(dict.fromkeys(problems))
+
+
+def refuse_misfits(book: PolicyBook, declarations: Sequence[AnyStep]) -> None:
+    """Raises ``ConfigurationError`` naming all that is wrong."""
+    problems = misfits(book, declarations)
+    if problems:
+        raise ConfigurationError("; ".join(problems), problems=problems)
+
+
+def idle_targets(
+    book: PolicyBook, declarations: Iterable[AnyStep], provider_hosts: Iterable[tuple[str, str]]
+) -> tuple[Target, ...]:
+    """The targets that match none of these, nor a provider that is known or set."""
+    held = list(declarations)
+    declared = {each.provider for each in held if each.provider is not None}
+    known_providers = {*declared, *API_OF_PROVIDER, *(provider for _, provider in provider_hosts)}
+    return book.unmatched([each.name for each in held], known_providers)
+
+
+def _parked_inline(declarations: Sequence[AnyStep], resolved: Mapping[str, ResolvedPolicy]) -> Iterator[str]:
+    """Who wrote ``park`` for a tool means a run that sleeps; inside a step nothing can."""
+    written = {name: source for name, policy in resolved.items() if (source := _park_is_written(policy)) is not None}
+    if not written:
+        return
+    for declaration in declarations:
+        for tool in sorted(tools_called_by(declaration) & written.keys()):
+            yield (
+                f"{declaration.name} at {declaration.short_place} calls {tool} inside its body, where no run can "
+                f"sleep, but when_open is 'park' for it ({written[tool]}); await it from the agent, or leave when_open "
+                "out: it then raises CircuitOpen inside a step and parks where it is a step of its own"
+            )
+
+
+def _park_is_written(policy: ResolvedPolicy) -> str | None:
+    source = policy.sources.get(_WHEN_OPEN, DEFAULT_SOURCE)
+    breaker = policy.policy.breaker
+    return source if breaker is not None and breaker.when_open == "park" and source != DEFAULT_SOURCE else None

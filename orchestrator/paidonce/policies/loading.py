@@ -1,0 +1,120 @@
+"""Reading ``paidonce.yaml``.
+
+Owns the way from a file to a ``PolicyBook``: reading, checking, and the source of each key. Everything wrong in a
+file is told in one error. A file is read when asked for, once; who holds a book reads it again by asking again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from paidonce.policies.book import PolicyBook
+from paidonce.policies.keys import POLICY
+from paidonce.policies.layers import DEFAULT_NAME, Layer, contradictions, layer, written_keys
+from paidonce.policies.problems import nearest, problems_in_file
+from paidonce.policies.schema import PolicyFile, Section
+from paidonce.policies.targets import PROVIDER_PREFIX, Target
+from paidonce.policies.yaml_text import KeyPath, YamlDocument, place, read_yaml
+from paidonce.settings import Settings
+from paidonce_models.errors import ConfigurationError
+
+_NAMED_IN_SETTINGS: Final = "policies"
+
+
+def policies_from_settings(settings: Settings) -> PolicyBook:
+    """The book of ``PAIDONCE_POLICIES``. A file that was asked for must exist; the default one need not."""
+    if _NAMED_IN_SETTINGS in settings.model_fields_set and not settings.policies.exists():
+        raise ConfigurationError(
+            f"PAIDONCE_POLICIES names {settings.policies}, and there is no such file; correct the path or unset it"
+        )
+    return load_policies(settings.policies)
+
+
+def load_policies(path: Path | None) -> PolicyBook:
+    """The book of a file; without a file, defaults only. Raises ``ConfigurationError`` with all that is wrong."""
+    if path is None:
+        return PolicyBook()
+    file = _shown_path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return PolicyBook()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}; expected a text file in UTF-8") from None
+    return parse_policies(text, file)
+
+
+def parse_policies(text: str, file: str) -> PolicyBook:
+    """The book of a file's text; ``file`` is what errors and sources call it."""
+    document = read_yaml(text, file)
+
+    def place_of(path: KeyPath) -> str:
+        return place(file, document.line_of(path), path)
+
+    try:
+        content = PolicyFile.model_validate({} if document.value is None else document.value)
+    except ValidationError as error:
+        raise _refusal(problems_in_file(error, place_of, document.line_of)) from None
+    problems = _wrong_names(content, place_of)
+    policies = {name: _layer(section, document, file, ("policies", name)) for name, section in content.policies.items()}
+    targets = {
+        name: Target(
+            name=name,
+            source=place_of(("targets", name)),
+            keys=_layer(section, document, file, ("targets", name)),
+        )
+        for name, section in content.targets.items()
+    }
+    layers: Mapping[KeyPath, Layer] = {
+        **{("policies", name): each for name, each in policies.items()},
+        **{("targets", name): target.keys for name, target in targets.items()},
+    }
+    problems += [f"{place_of(where)}: {problem}" for where, each in layers.items() for problem in contradictions(each)]
+    if problems:
+        raise _refusal(problems)
+    return PolicyBook(file=file, policies=policies, targets=targets)
+
+
+def _layer(section: Section, document: YamlDocument, file: str, where: KeyPath) -> Layer:
+    def source_of(path: str) -> str:
+        return place(file, document.line_of((*where, *path.split("."))), where)
+
+    return layer(written_keys(section).items(), source_of)
+
+
+def _wrong_names(content: PolicyFile, place_of: Callable[[KeyPath], str]) -> list[str]:
+    """Names that mean nothing: of policies, of targets, and of the policies that targets name."""
+    found = []
+    for name in content.policies:
+        if not name.strip() or name == DEFAULT_NAME:
+            found.append(
+                f"{place_of(('policies', name))}: a policy cannot be named {name!r}, which stands for what holds "
+                "without one; take another name (a target '*' speaks about all tools)"
+            )
+    for name, target in content.targets.items():
+        if not name.removeprefix(PROVIDER_PREFIX).strip():
+            found.append(
+                f"{place_of(('targets', name))}: found {name!r}, expected the name of a tool, a pattern such as "
+                "'crm_*', or provider:NAME; correct it there"
+            )
+        if POLICY in target.model_fields_set and target.policy not in content.policies:
+            known = ", ".join(content.policies) or "none"
+            found.append(
+                f"{place_of(('targets', name, POLICY))}: there is no policy {target.policy!r}"
+                f"{nearest(target.policy, content.policies)} (known are: {known}); declare it under `policies:`"
+            )
+    return found
+
+
+def _refusal(problems: list[str]) -> ConfigurationError:
+    return ConfigurationError("; ".join(problems), problems=problems)
+
+
+def _shown_path(path: Path) -> str:
+    """Short where the file lies in the current folder, as it mostly does."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,55 @@
+"""The words with which a policy names failures: ``timeout``, ``http:5xx``, ``ValueError``, ``!http:429``.
+
+Owns how they are written and when a list of them covers a failure. What kinds a failure has is decided in
+``failures``. Pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from paidonce.policies.failures import CONNECTION, TIMEOUT, class_name
+
+EXCEPT: Final = "!"
+"""Before a matcher: what it names is excepted from what the other entries of the list cover, wherever it stands."""
+MATCHER_EXAMPLES: Final = (
+    "timeout, connection, a status such as http:429 or http:5xx, or the name of an exception class; "
+    "each may be excepted, as !http:429"
+)
+
+_WORDS: Final = (TIMEOUT, CONNECTION)
+_STATUS: Final = re.compile(r"http:[345](?:xx|[0-9]{2})")
+_CLASS: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+
+
+def parse_matcher(value: object) -> str:
+    """A matcher as it may be written; an exception class becomes its name. Raises ``ValueError``."""
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return class_name(value)
+    if not isinstance(value, str):
+        raise ValueError(MATCHER_EXAMPLES)
+    word = value.removeprefix(EXCEPT)
+    if word in _WORDS or _STATUS.fullmatch(word):
+        return value
+    # A class in small letters is rare (gaierror), a slip of the pen is not.
+    near = difflib.get_close_matches(word.lower(), _WORDS, n=1, cutoff=0.75) if word == word.lower() else []
+    if near:
+        raise ValueError(f"{near[0]!r}, did you mean that? Otherwise {MATCHER_EXAMPLES}")
+    if not _CLASS.fullmatch(word):
+        raise ValueError(MATCHER_EXAMPLES)
+    return value
+
+
+def any_matches(matchers: Iterable[str], kinds: frozenset[str]) -> bool:
+    """Whether a list covers a failure of these kinds: an entry names one of them, and no exception does."""
+    covered = False
+    for matcher in matchers:
+        if matcher.startswith(EXCEPT):
+            if matcher[len(EXCEPT) :] in kinds:
+                return False
+        elif matcher in kinds:
+            covered = True
+    return covered

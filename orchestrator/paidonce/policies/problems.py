@@ -1,0 +1,101 @@
+"""What is wrong with a written policy, in one line a problem: place, what was found, what is allowed.
+
+Owns turning pydantic's refusals into words, for the file as for a decorator's keys. The place of a key is the
+caller's to tell: a file has lines, a decorator has none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from paidonce.policies.keys import CIRCUIT, KEYS, POLICY
+from paidonce.policies.schema import MAPPING_TAG, PLANNED, SWITCH_TAG
+from paidonce.policies.yaml_text import KeyPath
+
+PlaceOf = Callable[[KeyPath], str]
+
+_FILE: Final = ("policies", "targets")
+_ALLOWED_OUTSIDE: Final[Mapping[KeyPath, str]] = {
+    (): "a mapping of policies and targets",
+    ("policies",): "a mapping of names to policies",
+    ("targets",): "a mapping of tools, patterns and providers to policies",
+    ("policies", "*"): "a mapping",
+    ("targets", "*"): "the name of a policy, or a mapping",
+}
+_SHOWN_CHARACTERS: Final = 60
+
+
+def problems_in_file(error: ValidationError, place_of: PlaceOf, line_of: Callable[[KeyPath], int]) -> list[str]:
+    """The problems of a whole file, in its order. ``place_of`` names a key's file, line and path."""
+    found = sorted(error.errors(include_url=False), key=lambda each: line_of(_path(each)))
+    return [_problem(each, 2, place_of) for each in found]
+
+
+def problems_in_keys(error: ValidationError, place_of: PlaceOf) -> list[str]:
+    """The problems of a policy's keys that stand alone, as in a decorator."""
+    return [_problem(each, 0, place_of) for each in error.errors(include_url=False)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``, did you mean 'x'?``, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it, short and in the file's own words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _path(error: ErrorDetails) -> KeyPath:
+    """The keys that lead to a problem, without what pydantic adds to tell forms apart."""
+    return tuple(part for part in error["loc"] if part not in (MAPPING_TAG, SWITCH_TAG))
+
+
+def _problem(error: ErrorDetails, outside: int, place_of: PlaceOf) -> str:
+    """``outside`` is how many keys lead to a policy's own."""
+    path = _path(error)
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(str(path[-1]), path[:-1], outside, place_of)
+    expected = _allowed(path, outside)
+    if error["type"] == "value_error":  # one of our own readers, which knows more about what it found
+        expected = error["msg"].removeprefix("Value error, ")
+    found = shown(error["input"])
+    return f"{place_of(path)}: found {found}, expected {expected}; correct it there"
+
+
+def _unknown_key(name: str, parent: KeyPath, outside: int, place_of: PlaceOf) -> str:
+    where = place_of((*parent, name))
+    if name in PLANNED:
+        return f"{where}: not yet: {PLANNED[name]} are planned and not built; remove the key"
+    siblings = _siblings(parent, outside)
+    meant = nearest(name, siblings) or ";"
+    return f"{where}: there is no key {name!r} here{meant} allowed are {', '.join(siblings)}"
+
+
+def _siblings(parent: KeyPath, outside: int) -> list[str]:
+    if len(parent) < outside:
+        return list(_FILE)
+    prefix = "".join(f"{key}." for key in parent[outside:])
+    names = [path.removeprefix(prefix) for path in KEYS if path.startswith(prefix)]
+    in_target = outside > 0 and parent[0] == "targets"
+    return [name for name in names if "." not in name and (in_target or name not in (POLICY, CIRCUIT))]
+
+
+def _allowed(path: KeyPath, outside: int) -> str:
+    if len(path) <= outside:
+        return _ALLOWED_OUTSIDE[path if len(path) < outside else (path[0], "*")]
+    # An entry of a list is allowed what the list says of its entries.
+    return KEYS[".".join(key for key in path[outside:] if isinstance(key, str))].allowed

@@ -1,0 +1,5 @@
+"""Replay: an agent's coroutine as a pure function of its run's recorded events.
+
+Nothing in here reads a clock, a socket, a random source or the store; what
+happened reaches the agent as events that the machine delivers one at a time.
+"""

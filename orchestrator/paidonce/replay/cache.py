@@ -1,0 +1,80 @@
+"""The runs a process keeps ready to go on, the least recently used ones dropped without running anything of theirs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from paidonce.replay.machine import Machine
+from paidonce_models.store.runs_head import RunHead
+
+
+@dataclass(slots=True)
+class CacheEntry:
+    """A run in this process. ``machine`` may be used only by who holds ``lock``."""
+
+    run_id: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    machine: Machine | None = None
+    head: RunHead | None = None
+    requests: int = 0
+    evicted: bool = False
+    """Nobody finds this entry any more: who waited for its lock must look the run up again."""
+
+    def drop(self) -> None:
+        """Forget the coroutine; the next advance replays it from the log."""
+        machine, self.machine, self.head = self.machine, None, None
+        if machine is not None:
+            machine.discard()
+
+
+class MachineCache:
+    """At most ``size`` runs with a coroutine each."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._guard = threading.Lock()
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+
+    def entry(self, run_id: str) -> CacheEntry:
+        """The run's entry, made if need be; the least recently used idle entries make room."""
+        evicted: list[CacheEntry] = []
+        with self._guard:
+            entry = self._entries.get(run_id)
+            if entry is None:
+                entry = self._entries[run_id] = CacheEntry(run_id)
+            self._entries.move_to_end(run_id)
+            if len(self._entries) > self._size:
+                evicted = self._make_room(keep=run_id)
+        for old in evicted:
+            old.drop()
+            old.lock.release()
+        return entry
+
+    def _make_room(self, *, keep: str) -> list[CacheEntry]:
+        evicted = []
+        for run_id in list(self._entries):
+            if len(self._entries) <= self._size:
+                break
+            old = self._entries[run_id]
+            if run_id != keep and old.lock.acquire(blocking=False):
+                del self._entries[run_id]
+                old.evicted = True
+                evicted.append(old)
+        return evicted
+
+    def forget(self, run_id: str) -> None:
+        """Drop the entry of a run that has ended; the caller holds the entry's lock."""
+        with self._guard:
+            entry = self._entries.pop(run_id, None)
+            if entry is not None:
+                entry.evicted = True
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._guard:
+            entries, self._entries = list(self._entries.values()), OrderedDict()
+        for entry in entries:
+            with entry.lock:
+                entry.drop()

@@ -1,0 +1,338 @@
+"""``Machine``: one run's coroutine in this process, fed the run's events one at a time.
+
+A pure function of the log: the same events give the same commands in the same
+order, in every process. It reads no store and writes none; ``advance`` hands it
+events and writes down what it asks for.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from paidonce.declarations import AgentDeclaration, Declaration
+from paidonce.replay.eviction import discard
+from paidonce.replay.loop import ReplayLoop
+from paidonce.replay.tasks import ReplayFuture, ReplayTask
+from paidonce.user_errors import error_of
+from paidonce_models.documents import Encoded
+from paidonce_models.errors import (
+    CircuitOpen,
+    HistoryMismatch,
+    InvalidInput,
+    PaidonceError,
+    PayloadTooLarge,
+    StepFailed,
+    StepTimedOut,
+    TooDeep,
+)
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.payloads import MAX_PAYLOAD_BYTES
+from paidonce_models.states import RunState
+from paidonce_models.store.events import Event, EventKind
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The agent asked for a step, tool or child run."""
+
+    seq: int
+    position: int
+    declaration: Declaration[..., Any]
+    arguments: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStep:
+    """The agent no longer waits for a step."""
+
+    seq: int
+    position: int
+
+
+Command = Schedule | CancelStep
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the agent's coroutine ended; ``result`` is JSON."""
+
+    state: RunState
+    result: bytes | None = None
+    error: dict[str, object] | None = None
+
+
+class Machine:
+    """The coroutine of one run and what it waits for. Belongs to one thread at a time."""
+
+    def __init__(
+        self,
+        run_id: str,
+        declaration: AgentDeclaration[..., Any],
+        *,
+        depth: int = 0,
+        max_depth: int = 10,
+        slice_seconds: float = 5.0,
+        memory: PayloadMemory | None = None,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.run_id = run_id
+        self.memory = memory
+        self._max_payload_bytes = max_payload_bytes
+        self.declaration = declaration
+        self.loop = ReplayLoop()
+        self.loop.machine = self  # type: ignore[attr-defined]  # how Invocation and now() find their run
+        self.random = random.Random(run_id)  # reproducible by design, no secret
+        self.consumed = 0
+        self.confirmed = 0
+        self.commands: list[Command] = []
+        self.open: dict[int, tuple[ReplayFuture, Declaration[..., Any]]] = {}
+        self.next_position = 1
+        self.outcome: Outcome | None = None
+        self._depth = depth
+        self._max_depth = max_depth
+        self._slice_seconds = slice_seconds
+        self._main: ReplayTask | None = None
+        self._leaving = False
+        self._closing: ReplayTask | None = None
+        self._cancel_requested = False
+        self._forced = False
+        self._exit: dict[str, object] | None = None
+
+    # -- what advance calls ------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Deliver the next event and run the agent until it blocks.
+
+        Raises ``HistoryMismatch``, ``NotReplayable`` or ``SliceTooLong``; the
+        machine must then be discarded.
+        """
+        if event.seq != self.consumed + 1:
+            raise HistoryMismatch(
+                f"run {self.run_id}: event {event.seq} follows {self.consumed}; its log has a gap, please report this"
+            )
+        self.consumed = event.seq
+        if self.outcome is not None:
+            return
+        self.loop.deliver_time(event.recorded_at_us / 1e6)
+        self._deliver(event)
+        self._run()
+
+    @property
+    def wake_at_us(self) -> int | None:
+        """When the agent's earliest timer is due, in microseconds since the epoch."""
+        if self.outcome is not None:
+            return None
+        when = self.loop.next_timer()
+        return None if when is None else int(when * 1e6) + 1
+
+    @property
+    def standing(self) -> RunState:
+        """The state of a run whose agent blocks here: running while a step can proceed."""
+        if any(declaration.kind != "agent" for _, declaration in self.open.values()):
+            return RunState.RUNNING
+        if self.open or self.loop.next_timer() is not None:
+            return RunState.WAITING
+        return RunState.BLOCKED
+
+    def confirm(self, seq: int) -> None:
+        """Forget the commands up to an event: they are recorded."""
+        self.confirmed = max(self.confirmed, seq)
+        self.commands = [command for command in self.commands if command.seq > seq]
+
+    @property
+    def unconfirmed_position(self) -> int:
+        """The first position that is not known to be recorded: asked for and not confirmed, or the next to be asked."""
+        asked = (command.position for command in self.commands if isinstance(command, Schedule))
+        return next(asked, self.next_position)
+
+    def waits_only_for(self, position: int) -> bool:
+        """Whether this step's outcome is the only step the agent waits for."""
+        return len(self.open) == 1 and position in self.open
+
+    def discard(self) -> None:
+        """Drop the coroutine without running anything of it."""
+        discard(self.loop, self.loop.live_tasks())
+        self.open.clear()
+
+    # -- what the agent's code calls, through Invocation -------------------------
+
+    def schedule(self, declaration: Declaration[..., Any], arguments: Encoded) -> tuple[int, ReplayFuture]:
+        """Give the call the run's next position; its future ends with the step's recorded outcome."""
+        if declaration.kind == "agent" and self._depth + 1 > self._max_depth:
+            raise TooDeep(
+                f"run {self.run_id}: agent {declaration.name!r} would be nested {self._depth + 1} deep, at most "
+                f"{self._max_depth} is allowed; raise PAIDONCE_MAX_DEPTH or flatten the calls"
+            )
+        if len(arguments) > self._max_payload_bytes:
+            raise PayloadTooLarge(
+                f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the limit is "
+                f"{self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
+                "or store the value elsewhere and pass its address"
+            )
+        position = self.next_position
+        self.next_position += 1
+        self.commands.append(Schedule(self.consumed, position, declaration, arguments))
+        future = self.loop.create_future()
+        self.open[position] = (future, declaration)
+        return position, future
+
+    def cancel_step(self, position: int) -> None:
+        """The await of a step was cancelled: whatever it comes to later is ignored, on every replay."""
+        if self.open.pop(position, None) is not None:
+            self.commands.append(CancelStep(self.consumed, position))
+
+    # -- inside --------------------------------------------------------------------
+
+    def _deliver(self, event: Event) -> None:
+        if event.kind is EventKind.STARTED:
+            self._start(event)
+        elif event.kind is EventKind.TIMER:
+            self.loop.fire_timers(event.recorded_at_us / 1e6)
+        elif event.kind is EventKind.CANCEL:
+            self._cancel(event)
+        elif event.position is not None:
+            self._settle(event.position, event)
+
+    def _start(self, event: Event) -> None:
+        try:
+            args, kwargs = self.declaration.parameters.decode_arguments(event.payload or b"{}", checked=True)
+        except InvalidInput as error:
+            self.outcome = Outcome(RunState.FAILED, error=error.to_json())
+            return
+        self._main = self.loop.create_task(self.declaration.fn(*args, **kwargs), name=self.declaration.name)
+
+    def _settle(self, position: int, event: Event) -> None:
+        future, declaration = self.open.pop(position, (None, None))
+        if future is None or declaration is None or future.done():
+            return
+        if event.kind is EventKind.STEP_SUCCEEDED:
+            where = f"run {self.run_id} step {position} ({declaration.name})"
+            try:
+                future.set_result(declaration.result_codec.decode(event.payload or b"null", where))
+            except InvalidInput as error:
+                raise HistoryMismatch(
+                    f"{where}: its recorded result does not fit the code any more: {error.message}; "
+                    "keep the type readable, or give the agent a new version"
+                ) from error
+        else:
+            future.set_exception(failure_of(declaration, position, event))
+
+    def _cancel(self, event: Event) -> None:
+        if self._cancel_requested or self._main is None:
+            return
+        self._cancel_requested = True
+        grace = (event.data or {}).get("grace_seconds", 60.0)
+        seconds = float(grace) if isinstance(grace, int | float) else 60.0
+        self.loop.call_later(seconds, self._force)
+        self._main.cancel()
+
+    def _force(self) -> None:
+        self._forced = True
+
+    def _run(self) -> None:
+        if self.outcome is not None:
+            return
+        self._run_slice()
+        if self._main is not None and (self._main.done() or self._exit is not None):
+            self._leave()
+        if self.loop.refusals:
+            raise self.loop.refusals[0]
+        if self._forced and self.outcome is None:
+            self.outcome = Outcome(
+                RunState.CANCELLED, error=cancelled_error("its `finally` took longer than its grace")
+            )
+            self.discard()
+
+    def _run_slice(self) -> None:
+        """Run until the agent blocks. ``sys.exit()`` in it ends the run as it would end a program, not the worker.
+
+        A ``KeyboardInterrupt`` that Ctrl-C may have raised is a person's and passes through.
+        """
+        while True:
+            try:
+                self.loop.run_until_blocked(self._slice_seconds)
+                return
+            except (SystemExit, KeyboardInterrupt) as error:
+                if isinstance(error, KeyboardInterrupt) and ctrl_c_raises_here():
+                    raise
+                if self._exit is None:
+                    self._exit = error_of(error)
+                if not self._leaving:
+                    return  # the other tasks are cancelled before they go on
+
+    def _leave(self) -> None:
+        """As ``asyncio.run``: cancel the tasks that are left, wait for them, close async generators, then end."""
+        if not self._leaving:
+            self._leaving = True
+            for task in self.loop.live_tasks():
+                task.cancel()
+            self._run_slice()
+        if self._closing is None and not self.loop.live_tasks():
+            self._closing = self.loop.create_task(self.loop.shutdown_asyncgens())
+            self._run_slice()
+        if self._closing is not None and not self.loop.live_tasks():
+            self.outcome = self._conclude()
+
+    def _conclude(self) -> Outcome:
+        main = self._main
+        if self._exit is not None:
+            return Outcome(RunState.FAILED, error=self._exit)
+        if main is None or main.cancelled():
+            if self._cancel_requested:
+                return Outcome(RunState.CANCELLED, error=cancelled_error("cancelled on request"))
+            return Outcome(
+                RunState.FAILED,
+                error={
+                    "type": "CancelledError",
+                    "code": "agent_failed",
+                    "message": "the agent let a CancelledError escape that nobody requested",
+                },
+            )
+        error = main.exception()
+        if error is not None:
+            return Outcome(RunState.FAILED, error=error_of(error))
+        where = f"result of agent {self.declaration.name!r}"
+        try:
+            return Outcome(RunState.SUCCEEDED, result=self.declaration.result_codec.encode(main.result(), where))
+        except PaidonceError as unfit:
+            return Outcome(RunState.FAILED, error=unfit.to_json())
+
+
+def ctrl_c_raises_here() -> bool:
+    """Whether Python turns Ctrl-C into ``KeyboardInterrupt`` on this thread; a worker's processes turn that off."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    return on_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def cancelled_error(message: str) -> dict[str, object]:
+    """The error of a cancelled run."""
+    return {"type": "CancelledError", "code": "cancelled", "message": message}
+
+
+def failure_of(declaration: Declaration[..., Any], position: int, event: Event) -> StepFailed:
+    """What the agent sees of a step that failed: always ``StepFailed``, never the original object."""
+    data = event.data or {}
+    recorded = data.get("error")
+    error: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
+    attempts = event.attempts or 0
+    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    kind = StepTimedOut if data.get("timed_out") else StepFailed
+    details: dict[str, object] = {}
+    if error.get("code") == CircuitOpen.code:
+        kind = CircuitOpen
+        recorded_details = error.get("details")
+        details = dict(recorded_details) if isinstance(recorded_details, dict) else {}
+    return kind(
+        f"step {position} ({declaration.name}) failed after {times}: "
+        f"{error.get('type', 'Error')}: {error.get('message', '')}",
+        step=position,
+        name=declaration.name,
+        error_type=str(error.get("type", "")),
+        error_message=str(error.get("message", "")),
+        attempts=attempts,
+        **{name: details[name] for name in ("target", "since", "retry_at", "reason") if name in details},
+    )

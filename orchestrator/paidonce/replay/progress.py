@@ -1,0 +1,83 @@
+"""From what a machine asks for to what one advance writes. Pure."""
+
+from __future__ import annotations
+
+from paidonce.declarations import StepDeclaration
+from paidonce.replay.machine import Machine, Schedule
+from paidonce_models.documents import decode_encoded
+from paidonce_models.encoding import canonical_sha256
+from paidonce_models.errors import PaidonceError
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.payloads import split
+from paidonce_models.queues import full_queue_name
+from paidonce_models.states import RunState
+from paidonce_models.store.advancing import NewStep, Progress, RunEnd
+
+DEADLOCK = {
+    "type": "Deadlock",
+    "code": "deadlock",
+    "message": "the agent awaits something that no step, timer or child run will ever bring about "
+    "(an Event nobody sets, a Queue nobody fills); mend the agent, or cancel the run",
+}
+
+
+def progress_of(
+    machine: Machine, *, from_seq: int, python_minor: str, limit_bytes: int, cancel_grace_seconds: float
+) -> Progress:
+    """All that the machine asked for since ``from_seq``, up to the newest event it was fed."""
+    new_steps: list[NewStep] = []
+    cancelled: list[int] = []
+    for command in machine.commands:
+        if command.seq <= from_seq:
+            continue
+        if isinstance(command, Schedule):
+            new_steps.append(_new_step(command, limit_bytes, machine.memory))
+        else:
+            cancelled.append(command.position)
+    end = _end(machine, limit_bytes)
+    state = machine.standing if end is None else end.state
+    deadlocked = end is None and state is RunState.BLOCKED
+    return Progress(
+        from_seq=from_seq,
+        to_seq=machine.consumed,
+        state=state,
+        state_reason="deadlock" if deadlocked else None,
+        wake_at_us=machine.wake_at_us,
+        agent_version=machine.declaration.version,
+        python_minor=python_minor,
+        new_steps=new_steps,
+        cancelled_positions=cancelled,
+        end=end,
+        error=dict(DEADLOCK) if deadlocked else None,
+        cancel_grace_seconds=cancel_grace_seconds,
+    )
+
+
+def _end(machine: Machine, limit_bytes: int) -> RunEnd | None:
+    outcome = machine.outcome
+    if outcome is None:
+        return None
+    if outcome.result is None:
+        return RunEnd(state=outcome.state, error=outcome.error)
+    try:
+        return RunEnd(state=outcome.state, result=split(outcome.result, memory=machine.memory, limit_bytes=limit_bytes))
+    except PaidonceError as error:
+        return RunEnd(state=RunState.FAILED, error=error.to_json())
+
+
+def _new_step(command: Schedule, limit_bytes: int, memory: PayloadMemory | None) -> NewStep:
+    declaration = command.declaration
+    return NewStep(
+        position=command.position,
+        created_seq=command.seq,
+        kind=declaration.kind,
+        name=declaration.name,
+        queue=full_queue_name(declaration.queue),
+        arguments=split(command.arguments, memory=memory, limit_bytes=limit_bytes),
+        encoded=command.arguments,
+        delivery=declaration.delivery if isinstance(declaration, StepDeclaration) else "at_least_once",
+        max_lost=declaration.max_lost if isinstance(declaration, StepDeclaration) else 5,
+        input_sha256=""
+        if isinstance(declaration, StepDeclaration)
+        else canonical_sha256(decode_encoded(command.arguments)),
+    )

@@ -1,0 +1,297 @@
+"""What an operator may set, and where each value came from.
+
+Owns the names, defaults, limits and meanings of all settings. It reads three places, the first that has a name
+wins: the environment (``PAIDONCE_*``), ``.env`` in the current folder, and ``[tool.paidonce]`` in the nearest
+``pyproject.toml`` of the current folder or its parents that has such a table (see ``setting_sources``).
+
+It must never open a connection or start a server: an unset broker stays ``None`` here, and ``broker_urls`` turns
+that into the embedded one. Everything else in the flow is handed a ``Settings`` and reads no environment of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from paidonce.provider_hosts import parse_provider_hosts
+from paidonce.server_urls import check_broker_url, check_store_url, without_password
+from paidonce.setting_sources import ENVIRONMENT_PREFIX, ProjectTable, place_of, warn_of_unknown_names
+from paidonce_models.budgets import Unit
+from paidonce_models.errors import ConfigurationError
+from paidonce_models.money import nanousd_from_usd
+
+BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
+REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
+_MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """All settings, frozen. Use ``load_settings``, which turns a bad value into a ``ConfigurationError``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    home: Path = Field(
+        default=Path(".paidonce"), description="Folder of the default database and of the embedded broker's data."
+    )
+    database_url: str = Field(
+        default="", repr=False, description="The store: SQLite under PAIDONCE_HOME, or a postgresql:// URL."
+    )
+    broker_url: str | None = Field(
+        default=None, repr=False, description="RabbitMQ or Redis/Valkey; unset starts the embedded Valkey on demand."
+    )
+    redis_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Where breakers and retry budgets are shared; unset uses the broker where it speaks Redis.",
+    )
+    agents: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Modules that hold agents, steps and tools, separated by commas or spaces."
+    )
+    policies: Path = Field(
+        default=Path("paidonce.yaml"),
+        description="The file of policies for tools, steps and providers; without the default file, defaults hold.",
+    )
+    breakers: bool = Field(
+        default=True, description="Whether circuit breakers are on; `off` makes every call, whatever is down."
+    )
+    inline_retry_seconds: float = Field(
+        default=5,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a tool that is called inside a step may be tried again in place.",
+    )
+    namespace: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Keeps the runs of several teams apart in one store.",
+    )
+    lease_seconds: float = Field(
+        default=10, gt=0, allow_inf_nan=False, description="How long a step belongs to a worker that is not heard of."
+    )
+    heartbeat_seconds: float = Field(
+        default=3, gt=0, allow_inf_nan=False, description="How often a worker renews its leases."
+    )
+    sweep_seconds: float = Field(
+        default=2, gt=0, allow_inf_nan=False, description="How often the sweeper looks for lost work."
+    )
+    max_depth: int = Field(default=10, ge=1, description="How deep agents may await agents.")
+    cancel_grace_seconds: float = Field(
+        default=60, ge=0, allow_inf_nan=False, description="How long a cancelled agent's `finally` may await steps."
+    )
+    drain_seconds: float = Field(
+        default=20, ge=0, allow_inf_nan=False, description="How long a stopping worker lets its steps finish."
+    )
+    turn_seconds: float = Field(
+        default=5,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a thread goes on with its run before the next step goes over the broker; 0: never.",
+    )
+    slice_seconds: float = Field(
+        default=5, gt=0, allow_inf_nan=False, description="How long an agent may compute between two awaits."
+    )
+    step_timeout_seconds: float = Field(
+        default=900, gt=0, allow_inf_nan=False, description="A step's time limit where its decorator names none."
+    )
+    max_payload_bytes: int = Field(
+        default=50 * _MEBIBYTE, ge=1024, description="The largest argument or result that is accepted."
+    )
+    no_worker_seconds: float = Field(
+        default=60, gt=0, allow_inf_nan=False, description="After how long without a fitting worker a run is blocked."
+    )
+    cache_size: int = Field(default=1000, ge=1, description="How many runs a process keeps ready to go on.")
+    concurrency: int = Field(default=16, ge=1, description="How many steps a worker runs at once.")
+    shards: int = Field(default=1, ge=1, le=1024, description="Into how many parts the sweepers divide the store.")
+    database_pool_size: int = Field(default=8, ge=1, description="How many store connections a process may hold.")
+    provider_hosts: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        default=(),
+        description="Self-hosted or gateway hosts whose usage is captured, with the provider whose API they speak: "
+        "llm.internal=openai,127.0.0.1:4000=anthropic.",
+    )
+    step_estimate_usd: Decimal = Field(
+        default=Decimal("0.01"),
+        ge=0,
+        le=1_000_000,
+        description="What a budget reserves for a step that declares no maximum and has no history, in US dollars; "
+        "never more than is left.",
+    )
+    step_estimate_tokens: int = Field(
+        default=2_000, ge=0, le=10**12, description="The same in tokens, where a budget counts tokens."
+    )
+
+    @property
+    def guesses(self) -> dict[Unit, int]:
+        """What budgets reserve for an attempt of which nothing is known, by unit."""
+        return {
+            Unit.USD: nanousd_from_usd(self.step_estimate_usd, round_to_nano=True),
+            Unit.TOKENS: self.step_estimate_tokens,
+            Unit.STEPS: 1,
+        }
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Given values (a command's options) first, then environment, ``.env``, ``pyproject.toml``."""
+        return init_settings, env_settings, dotenv_settings, ProjectTable(settings_cls)
+
+    @field_validator("home", "policies")
+    @classmethod
+    def _absolute_path(cls, path: Path) -> Path:
+        """Absolute at once, so that a child process in another folder means the same place."""
+        return path.expanduser().absolute()
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _split_agents(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = re.split(r"[,\s]+", value)
+        if isinstance(value, Sequence):
+            return tuple(dict.fromkeys(name for name in value if name != ""))
+        return value
+
+    @field_validator("provider_hosts", mode="before")
+    @classmethod
+    def _split_provider_hosts(cls, value: object) -> object:
+        return parse_provider_hosts(value)
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_store(cls, url: str) -> str:
+        scheme, separator, rest = url.partition("://")
+        if url == "":
+            return url
+        if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+            check_store_url(f"postgresql+psycopg://{rest}")
+            return f"postgresql+psycopg://{rest}"
+        if separator and scheme == "sqlite":
+            return f"sqlite:///{_sqlite_file(rest)}"
+        raise ValueError("a sqlite:///FILE or postgresql://USER@HOST/DATABASE URL")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.partition("://")
+        if separator and scheme == "unix":
+            return f"redis+socket://{rest}"
+        if separator and scheme in BROKER_SCHEMES:
+            check_broker_url(url, redis=scheme in REDIS_SCHEMES)
+            return url
+        raise ValueError(f"a URL of one of the schemes {', '.join(BROKER_SCHEMES)}")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_redis(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.partition("://")
+        if separator and scheme == "unix":
+            return f"redis+socket://{rest}"
+        if separator and scheme in REDIS_SCHEMES:
+            check_broker_url(url, redis=True)
+            return url
+        raise ValueError(f"a URL of one of the schemes {', '.join(REDIS_SCHEMES)}")
+
+    @model_validator(mode="after")
+    def _agree_with_each_other(self) -> Self:
+        if self.database_url == "":
+            object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'paidonce.db'}")
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                f"a lease of at least two heartbeats, but PAIDONCE_LEASE_SECONDS is {self.lease_seconds:g} "
+                f"and PAIDONCE_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingDescription:
+    """One line of the settings table in the documentation."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+def describe_settings() -> tuple[SettingDescription, ...]:
+    """Name in the environment, default and meaning of every setting, in the order of declaration."""
+    spoken_defaults = {
+        "database_url": "sqlite:///PAIDONCE_HOME/paidonce.db",
+        "broker_url": "the embedded Valkey",
+        "redis_url": "the broker where it speaks Redis",
+        "agents": "none",
+        "provider_hosts": "none",
+    }
+    return tuple(
+        SettingDescription(
+            name=f"{ENVIRONMENT_PREFIX}{name.upper()}",
+            default=spoken_defaults.get(name, str(field.default)),
+            meaning=field.description if field.description is not None else "",
+        )
+        for name, field in Settings.model_fields.items()
+    )
+
+
+def load_settings(**given: object) -> Settings:
+    """The settings of this process in its current folder; ``given`` values (from a command line) win over all.
+
+    Raises ``ConfigurationError`` that lists every bad value with the place where it was set. Logs one warning for
+    ``PAIDONCE_*`` names that nobody reads. A value of ``None`` in ``given`` counts as not given.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(chosen.keys() - Settings.model_fields.keys())
+    if unknown:
+        raise ConfigurationError(f"there is no setting named {', '.join(unknown)}")
+    names = tuple(Settings.model_fields)
+    try:
+        settings = Settings(**chosen)  # type: ignore[arg-type]  # validated by pydantic, not by the signature
+    except ValidationError as error:
+        problems = [
+            _explain(str(problem["loc"][0]) if problem["loc"] else None, str(problem["msg"]), chosen)
+            for problem in error.errors(include_url=False, include_context=False)
+        ]
+        raise ConfigurationError("; ".join(problems)) from None
+    warn_of_unknown_names(names)
+    return settings
+
+
+def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
+    """One bad value: where it was set, what is expected and what was found. Never shows a password."""
+    expected = re.sub(r"^(Value error, |Input should be )", "", message)
+    if name is None:
+        return f"settings: expected {expected}; change one of them"
+    place, value = place_of(name, given)
+    found = without_password(str(value))
+    return (
+        f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found!r}; correct it there"
+    )
+
+
+def _sqlite_file(path: str) -> Path:
+    """The absolute file behind what follows ``sqlite://``; a database in memory cannot be shared by processes."""
+    if not path.startswith("/") or path in ("/", "/:memory:"):
+        raise ValueError("the URL of a file, as sqlite:///paidonce.db (relative) or sqlite:////var/lib/paidonce.db")
+    return Path(path[1:]).expanduser().absolute()

@@ -1,0 +1,13 @@
+"""Values on their way between Python and the store: codecs for annotations, parameters of functions.
+
+Everything that crosses the border of an agent, a step or a tool is encoded once,
+at the call, by a codec made from its annotation, and is always handed on as a fresh
+``decode(encode(value))``, on the live path as on replay. See ``codecs`` for the
+promise, ``parameters`` for whole calls, ``annotations`` for what counts as plain JSON.
+"""
+
+from paidonce.values.codecs import Codec, codec_for
+from paidonce.values.parameters import Parameters
+from paidonce.values.signatures import signature_hash
+
+__all__ = ["Codec", "Parameters", "codec_for", "signature_hash"]

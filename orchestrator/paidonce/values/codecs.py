@@ -1,0 +1,212 @@
+"""Codecs: one value of one annotation to JSON bytes and back.
+
+Owns the promise every replay rests on: what an agent receives is always a fresh
+``decode(encode(value))``, nothing of the value is lost on that way, and encoding
+it again gives the same bytes. Plain slots are written by ``encoding``. For typed
+slots pydantic writes and reads, and each encoding is read back and compared, because
+pydantic by itself drops the fields of a subclass silently and keeps an integer
+assigned to a float field as an integer.
+
+Validators and serializers are user code and raise what they like: pydantic makes errors of its own only of
+``ValueError`` and ``AssertionError``, and lets the rest through. Here all of it means that a value does not fit.
+
+It must never return a decoded object twice, and never store a value that differs
+from the one it was given: what does not survive is refused.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol, cast
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from paidonce.values.annotations import Checker, Mismatch, describe, plain_checker
+from paidonce.values.set_order import holds_sets, in_stable_order
+from paidonce.values.survival import first_difference
+from paidonce_models.documents import Encoded, LongList, decode_encoded
+from paidonce_models.element_memory import ElementMemory
+from paidonce_models.encoding import decode_json, encode_json
+from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable, PaidonceError
+from paidonce_models.json_values import is_plain, type_name
+
+_BARE_TYPES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class Codec(Protocol):
+    """Values of one annotation to bytes and back."""
+
+    annotation: object
+
+    def encode(self, value: object, where: str) -> bytes:
+        """JSON bytes; raises ``NotSerialisable`` naming ``where``, the annotation and the value's type."""
+
+    def decode(self, data: Encoded, where: str = "value") -> object:
+        """A fresh value; raises ``InvalidInput`` when the bytes no longer fit the annotation."""
+
+    def accept(self, value: object, where: str) -> bytes:
+        """Bytes of a value from outside: JSON data that fits, or an object of the annotated type."""
+
+
+@lru_cache(maxsize=4096)
+def _cached_codec(annotation: object) -> Codec:
+    return _new_codec(annotation)
+
+
+def codec_for(annotation: object) -> Codec:
+    """The codec of an annotation; raises ``DeclarationError`` when there can be none."""
+    try:
+        hash(annotation)
+    except TypeError:
+        return _new_codec(annotation)
+    return _cached_codec(annotation)
+
+
+def _new_codec(annotation: object) -> Codec:
+    checker = plain_checker(annotation)
+    return TypedCodec(annotation) if checker is None else PlainCodec(annotation, checker)
+
+
+class PlainCodec:
+    """A slot that promises no more than JSON."""
+
+    def __init__(self, annotation: object, checker: Checker) -> None:
+        self.annotation = annotation
+        self._check = checker
+
+    def encode(self, value: object, where: str) -> bytes:
+        data = encode_json(value, where)
+        mismatch = self._check(value)
+        if mismatch is not None:
+            raise NotSerialisable(self._in_words(mismatch, where))
+        return data
+
+    def decode(self, data: Encoded, where: str = "value") -> object:
+        return decode_encoded(data)
+
+    def encode_list(self, value: list[object], where: str, memory: ElementMemory) -> bytes | LongList:
+        """What ``encode`` gives, element by element where the list is long."""
+        data = memory.encode_list(value, where)
+        mismatch = self._check(value)
+        if mismatch is not None:
+            raise NotSerialisable(self._in_words(mismatch, where))
+        return data
+
+    def accept(self, value: object, where: str) -> bytes:
+        data = encode_json(value, where)
+        self.check(value, where)
+        return data
+
+    def check(self, value: object, where: str) -> None:
+        """Raise ``InvalidInput`` where a value from outside does not have the annotated JSON type."""
+        mismatch = self._check(value)
+        if mismatch is not None:
+            raise InvalidInput(self._in_words(mismatch, where))
+
+    def _in_words(self, mismatch: Mismatch, where: str) -> str:
+        whole = "" if not mismatch.path else f" ({where} is annotated {describe(self.annotation)})"
+        return f"{where}{mismatch.path} must be {mismatch.expected}, found {type_name(mismatch.found)}{whole}"
+
+
+class TypedCodec:
+    """A slot that pydantic writes and reads: models, dataclasses, datetimes, enums, tuples, sets."""
+
+    def __init__(self, annotation: object) -> None:
+        self.annotation = annotation
+        self._adapter = _adapter_for(annotation)
+        self._holds_sets = holds_sets(self._adapter.core_schema)
+
+    def encode(self, value: object, where: str) -> bytes:
+        try:
+            decoded = self._adapter.validate_json(self._dump(value, where), by_name=True, by_alias=False)
+        except PaidonceError:
+            raise
+        except Exception as error:
+            raise NotSerialisable(
+                f"{where} is annotated {describe(self.annotation)}, but this {type_name(value)} cannot be read back: "
+                f"{_reasons(error)}; make the type's JSON form readable by the type itself"
+            ) from error
+        difference = first_difference(value, decoded, where)
+        if difference is not None:
+            raise NotSerialisable(
+                f"{where} is annotated {describe(self.annotation)} and would come back changed: {difference}; "
+                "annotate the type that holds all of it (a union of the subclasses, for example)"
+            )
+        # What was read back is the fixed point: an int in a float field has become a float.
+        return self._dump(decoded, where)
+
+    def decode(self, data: Encoded, where: str = "value") -> object:
+        try:
+            return self._adapter.validate_json(bytes(data), by_name=True, by_alias=False)
+        except Exception as error:
+            raise InvalidInput(
+                f"{where} no longer fits its annotation {describe(self.annotation)}: {_reasons(error)}"
+            ) from error
+
+    def accept(self, value: object, where: str) -> bytes:
+        if not is_plain(value):
+            return self.encode(value, where)
+        data = encode_json(value, where)
+        try:
+            decoded = self._adapter.validate_json(data, by_name=True, by_alias=True)
+        except Exception as error:
+            raise InvalidInput(f"{where} must be {describe(self.annotation)}: {_reasons(error)}") from error
+        return self.encode(decoded, where)
+
+    def _dump(self, value: object, where: str) -> bytes:
+        try:
+            data = self._adapter.dump_json(value, round_trip=True, by_alias=False, warnings="error")
+            if self._holds_sets:
+                parallel = self._adapter.dump_python(value, round_trip=True, by_alias=False, warnings="error")
+                data = in_stable_order(data, parallel)
+            if b"NaN" in data or b"Infinity" in data:
+                # A model may be configured to write them; JSON has no such numbers.
+                decode_json(data)
+        except InvalidInput as error:
+            raise NotSerialisable(f"{where} holds a number that JSON does not have: {error}; use None") from error
+        except Exception as error:
+            reason = str(error).splitlines()
+            detail = next((line.strip() for line in reason if "Expected" in line), reason[0] if reason else "")
+            raise NotSerialisable(
+                f"{where} is annotated {describe(self.annotation)}, but the value is of type {type_name(value)} "
+                f"or holds what that type cannot: {_without_input(detail)}"
+            ) from error
+        return data
+
+
+def _adapter_for(annotation: object) -> TypeAdapter[object]:
+    form = cast("type[object]", annotation)
+    try:
+        try:
+            return TypeAdapter(form, config=_BARE_TYPES)
+        except PydanticUserError as error:
+            # Models and dataclasses bring their own configuration and refuse ours.
+            if error.code != "type-adapter-config-unused":
+                raise
+            return TypeAdapter(form)
+    except PydanticUndefinedAnnotation as error:
+        raise DeclarationError(
+            f"the annotation {describe(annotation)} names {error.name!r}, which cannot be found; "
+            "define it at module level, before it is used"
+        ) from error
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise DeclarationError(
+            f"values annotated {describe(annotation)} cannot be stored: {first}; use JSON types, a dataclass, "
+            "a pydantic model or a TypedDict"
+        ) from error
+
+
+def _reasons(error: Exception) -> str:
+    """The first errors without the values, which may be prompts; what a validator of the user's raised by its type."""
+    if not isinstance(error, ValidationError):
+        return f"a validator of the type raised {type(error).__name__}; let it raise ValueError for what does not fit"
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" if item["loc"] else item["msg"] for item in found[:3]]
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _without_input(detail: str) -> str:
+    return detail.partition(" [input_value")[0].removeprefix("PydanticSerializationUnexpectedValue(")

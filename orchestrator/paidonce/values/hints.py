@@ -1,0 +1,61 @@
+"""The annotations of a function as objects, wherever its types were defined.
+
+Owns the resolution of annotations written as text (``from __future__ import
+annotations``). Names are looked up in the function's module and, for a function
+defined inside another one, in the frames of the enclosing functions as they were
+at its declaration. A name that is not there yet is tried again at first use.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable
+from types import FrameType
+
+from paidonce_models.errors import DeclarationError
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def local_names(function: Callable[..., object]) -> dict[str, object]:
+    """What the texts of the annotations may mean in the functions around ``function``.
+
+    Call it while those functions still run. Holds only names the annotations use.
+    """
+    if "<locals>" not in function.__qualname__:
+        return {}
+    texts = [text for text in inspect.get_annotations(function).values() if isinstance(text, str)]
+    wanted = {name for text in texts for name in _NAME.findall(text)}
+    names: dict[str, object] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name in wanted:
+            try:
+                names[name] = cell.cell_contents
+            except ValueError:
+                continue  # not assigned yet
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and wanted - names.keys():
+        encloses = function.__qualname__.startswith(f"{frame.f_code.co_qualname}.<locals>.")
+        if encloses and frame.f_globals is function.__globals__:
+            local = frame.f_locals
+            names.update((name, local[name]) for name in wanted.intersection(local) - names.keys())
+        frame = frame.f_back
+    return names
+
+
+def resolve_hints(function: Callable[..., object], names: dict[str, object]) -> dict[str, object]:
+    """Parameter names (and ``return``) to annotations; raises ``DeclarationError`` for names that are not found."""
+    try:
+        return typing.get_type_hints(function, localns=names or None, include_extras=True)
+    except NameError as error:
+        raise DeclarationError(
+            f"{function.__module__}.{function.__qualname__}: an annotation names {error.name!r}, which cannot be found "
+            "at run time; import it outside `if TYPE_CHECKING`, or define it at module level"
+        ) from error
+    except (TypeError, SyntaxError, AttributeError) as error:
+        raise DeclarationError(
+            f"{function.__module__}.{function.__qualname__}: an annotation cannot be evaluated: {error}"
+        ) from error

@@ -1,0 +1,61 @@
+"""What identifies the signature of a function across processes and machines.
+
+Owns the hash by which workers tell each other which shape of a step or an agent
+they hold. It covers names, kinds, annotations with the fields of their types, and
+whether there is a default; not the body, and nothing that differs between two
+processes of the same code (addresses, hash seeds, order of sets).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import cast
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+
+from paidonce.values.annotations import describe, plain_checker
+from paidonce.values.parameters import Parameters
+from paidonce_models.encoding import canonical_sha256
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def signature_hash(function: Callable[..., object] | Parameters) -> str:
+    """SHA-256 (hex) of the signature; equal in every process that holds the same declaration."""
+    parameters = function if isinstance(function, Parameters) else Parameters.for_function(function)
+    hints = parameters.hints
+    shape = [
+        [
+            parameter.name,
+            parameter.kind.name,
+            parameter.default is not inspect.Parameter.empty,
+            *_annotation_shape(hints.get(parameter.name, object)),
+        ]
+        for parameter in parameters.signature.parameters.values()
+    ]
+    return canonical_sha256([shape, _annotation_shape(hints.get("return", object))])
+
+
+def _annotation_shape(annotation: object) -> list[object]:
+    text = _ADDRESS.sub("", describe(annotation))
+    if plain_checker(annotation) is not None:
+        return [text]
+    try:
+        schema = TypeAdapter(cast("type[object]", annotation)).json_schema(mode="serialization")
+        return [text, canonical_sha256(_without_defaults(schema))]
+    except (PydanticUserError, PydanticInvalidForJsonSchema, TypeError, ValueError):
+        # No JSON schema (a custom type): its name has to do.
+        return [text, hashlib.sha256(text.encode()).hexdigest()]
+
+
+def _without_defaults(schema: object) -> object:
+    """Defaults may be sets, written in another order by each process; that there is one is enough."""
+    if isinstance(schema, dict):
+        return {key: True if key == "default" else _without_defaults(member) for key, member in schema.items()}
+    if isinstance(schema, list):
+        return [_without_defaults(member) for member in schema]
+    return schema

@@ -1,0 +1,1 @@
+"""Usage capture against a server that counts by itself."""

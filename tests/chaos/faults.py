@@ -1,0 +1,107 @@
+"""Faults inside a worker, named by the environment: it kills or stops itself at an exact point, once in the fleet.
+
+A test puts this module last into ``PAIDONCE_AGENTS``. ``TEST_FAULTS`` is JSON: a list of
+``[point, how many passages first, signal]``; a marker file in ``TEST_FAULTS_FOLDER`` keeps each fault from
+happening twice, whatever process comes by. Nothing of this is in the product: the points are wrapped here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paidonce import advance, claiming
+from paidonce.publishing import Publisher
+from paidonce_models.store import completion
+from paidonce_models.store.messages import StepMessage
+from paidonce_workers import heartbeat, sweeper
+from paidonce_workers.execution import Executor
+from paidonce_workers.local_delivery import LocalDelivery
+from paidonce_workers.turn import Turn
+
+_lock = threading.Lock()
+_passages: dict[str, int] = {}
+
+
+def reached(point: str) -> None:
+    """The worker has come to this point; it may be its last."""
+    for name, first, how in json.loads(os.environ.get("TEST_FAULTS", "[]")):
+        if name != point:
+            continue
+        with _lock:
+            _passages[point] = _passages.get(point, 0) + 1
+            if _passages[point] <= first:
+                continue
+        try:
+            marker = Path(os.environ["TEST_FAULTS_FOLDER"]) / point
+            with marker.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.Signals[how])
+
+
+def around(owner: Any, name: str, *, before: str | None = None, after: str | None = None) -> None:
+    """Wrap a function with points before and after it; ``after`` counts only where it came to something."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if before is not None:
+            reached(before)
+        result = original(*args, **options)
+        if after is not None and result is not None:
+            reached(after)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def around_publishing() -> None:
+    """Before and after the hints that follow a commit."""
+    original = Publisher.publish
+
+    def publish(self: Publisher, messages: Any) -> int:
+        steps = [message for message in messages if isinstance(message, StepMessage)]
+        if steps:
+            reached("before publishing")
+        sent = original(self, messages)
+        if os.environ.get("TEST_PUBLISH_TWICE"):
+            original(self, messages)
+        if steps:
+            reached("after publishing")
+        return sent
+
+    Publisher.publish = publish  # type: ignore[method-assign]
+
+
+# The functions that run inside of a transaction: after them and before its commit.
+around(claiming, "claim_step", before="before the claim", after="before the claim's commit")
+around(claiming, "claim_within_budgets", after="before the commit that reserves or holds")
+around(completion, "release", before="before the commit that settles")
+around(sweeper, "let_go", after="before the commit that lets a step go")
+around(advance, "complete_with_progress", after="before the completion's commit with its advance")
+around(advance, "complete_alone", after="before the completion's commit alone")
+around(advance, "write_progress", after="before the advance's commit")
+around(sweeper, "take_back", after="before the commit that takes a step back")
+# On PostgreSQL these are one statement, which is its own transaction.
+around(advance, "complete_together", before="before the completion's commit with its advance")
+around(advance, "complete_by_itself", before="before the completion's commit alone")
+around(advance, "write_advance", before="before the advance's commit")
+around(heartbeat, "renew_leases", after="before the heartbeat's commit")
+# The functions that have committed when they return.
+around(claiming.Claimer, "claim", after="after the claim's commit")
+around(Executor, "_attempt", after="after the body")
+around(advance.Advancer, "complete", after="after the completion's commit")
+around(advance.Advancer, "advance", after="after the advance's commit")
+# A step that is scheduled or claimed for the thread that has completed the last one, which has not begun it.
+around(Turn, "keep_claim", before="after the commit that takes a step on")
+around(LocalDelivery, "deliver", before="before a step begins where the last one ended")
+around(sweeper.Sweeper, "_take_back", after="after the commit that takes steps back")
+around_publishing()

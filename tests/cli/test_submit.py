@@ -1,0 +1,109 @@
+"""`paidonce submit`, `runs`, `show` and `cancel`, with no worker near."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import NOBODY_LISTENS, Project
+
+AWAY = {"BROKER_URL": f"redis://{NOBODY_LISTENS}"}
+
+
+def test_submit_prints_the_run_id_and_the_run_is_stored_with_the_broker_down(project: Project) -> None:
+    done = project.paidonce("submit", "adder", "--input", '{"count": 1}', "--priority", "9", "--key", "k", **AWAY)
+    assert done.code == 0
+    assert list(done.document) == ["run_id"]
+    assert "stay in the store" in done.err
+    shown = project.paidonce("show", done.document["run_id"], "--json", **AWAY).document
+    assert (shown["state"], shown["input"], shown["key"], shown["priority"]) == ("pending", {"count": 1}, "k", 9)
+    again = project.paidonce("submit", "adder", "--input", '{ "count":1 }', "--key", "k", **AWAY)
+    assert again.document == done.document
+
+
+def test_the_same_key_with_another_input_is_refused_naming_both(project: Project) -> None:
+    project.paidonce("submit", "adder", "--input", '{"count": 1}', "--key", "k", **AWAY)
+    done = project.paidonce("submit", "adder", "--input", '{"count": 2}', "--key", "k", "--json", **AWAY)
+    assert (done.code, done.error["code"]) == (2, "key_conflict")
+    assert '{"count":1}' in done.error["message"] and '{"count":2}' in done.error["message"]
+
+
+def test_the_input_is_checked_where_the_agents_modules_are_at_hand(project: Project) -> None:
+    done = project.paidonce("submit", "adder", "--input", '{"count": []}', "--json", AGENTS="agents", **AWAY)
+    assert (done.code, done.error["code"]) == (2, "invalid_input")
+    assert project.paidonce("runs", "--json", **AWAY).document == []
+    warned = project.paidonce("submit", "adder", "--input", '{"count": []}', AGENTS="elsewhere", **AWAY)
+    assert warned.code == 0
+    assert "the input is not checked here: module 'elsewhere' was not found" in warned.err
+
+
+def test_an_agent_that_no_module_at_hand_holds_is_worth_a_word(project: Project) -> None:
+    warned = project.paidonce("submit", "ader", AGENTS="agents", **AWAY)
+    assert warned.code == 0 and list(warned.document) == ["run_id"]
+    assert "no module of PAIDONCE_AGENTS holds agent 'ader', did you mean 'adder'?" in warned.err
+    assert "Warning" not in project.paidonce("submit", "ader", **AWAY).err
+
+
+def test_waiting_ends_after_the_timeout_and_the_run_goes_on(project: Project) -> None:
+    arguments = ("submit", "adder", "--input", '{"count": 1}', "--wait", "--timeout", "0.2", "--json")
+    done = project.paidonce(*arguments, **AWAY)
+    assert (done.code, done.error["code"], done.document["state"]) == (6, "result_timeout", "pending")
+    assert project.paidonce("show", done.document["run_id"], **AWAY).code == 0
+
+
+def test_runs_are_listed_newest_first_by_state_and_agent(project: Project) -> None:
+    ids = [project.paidonce("submit", name, **AWAY).document["run_id"] for name in ("a", "b", "a")]
+
+    def listed(*options: str) -> list[str]:
+        return [run["run_id"] for run in project.paidonce("runs", *options, "--json", **AWAY).document]
+
+    assert listed() == ids[::-1]
+    assert listed("--agent", "a", "--limit", "1") == [ids[2]]
+    assert listed("--state", "succeeded") == []
+    table = project.paidonce("runs", **AWAY).out
+    assert all(run_id in table for run_id in ids)
+
+
+def test_a_run_that_never_began_is_cancelled_at_once_and_cancelling_again_does_nothing(project: Project) -> None:
+    run_id = project.paidonce("submit", "adder", **AWAY).document["run_id"]
+    done = project.paidonce("cancel", run_id, "--json", **AWAY)
+    assert done.document == {"run_id": run_id, "state": "cancelled", "cancel_requested": True}
+    assert project.paidonce("cancel", run_id, "--json", **AWAY).document["cancel_requested"] is False
+    waited = project.paidonce("submit", "adder", "--key", "k", **AWAY)
+    project.paidonce("cancel", waited.document["run_id"], **AWAY)
+    ended = project.paidonce("submit", "adder", "--key", "k", "--wait", "--json", **AWAY)
+    assert (ended.code, ended.error["code"]) == (5, "run_cancelled")
+
+
+@pytest.mark.parametrize("arguments", [["show", "nosuch"], ["cancel", "nosuch"], ["show", "nosuch", "--step", "1"]])
+def test_a_run_that_is_not_there_has_an_exit_code_of_its_own(project: Project, arguments: list[str]) -> None:
+    done = project.paidonce(*arguments, "--json", **AWAY)
+    assert (done.code, done.error["code"]) == (4, "not_found")
+    plain = project.paidonce(*arguments, **AWAY)
+    assert plain.code == 4
+    assert plain.out == ""
+    assert plain.err.startswith("Error: there is no run 'nosuch'")
+
+
+def test_a_step_that_is_not_there_is_not_found(project: Project) -> None:
+    run_id = project.paidonce("submit", "adder", **AWAY).document["run_id"]
+    done = project.paidonce("show", run_id, "--step", "7", "--json", **AWAY)
+    assert done.code == 4
+    assert f"run {run_id} has no step 7" in done.error["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit", "--json"],
+        ["submit", "adder", "--priority", "10", "--json"],
+        ["submit", "adder", "--timeout", "3", "--json"],
+        ["runs", "--state", "asleep", "--json"],
+        ["show", "x", "--step", "0", "--json"],
+        ["nosuch", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_document_too(project: Project, arguments: list[str]) -> None:
+    done = project.paidonce(*arguments)
+    assert (done.code, done.error["code"]) == (2, "usage")
+    assert "Usage: paidonce" in done.err

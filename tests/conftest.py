@@ -1,0 +1,58 @@
+"""What every test gets: real engines behind fixtures, a clean environment, and a check that nothing is left behind."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+from paidonce.registry import default_registry
+
+pytest_plugins = [
+    "tests.services.databases",
+    "tests.services.leaks",
+    "tests.services.postgres",
+    "tests.services.rabbitmq",
+    "tests.services.valkey",
+]
+
+SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server"}
+SETTINGS_OF_THE_DEVELOPER = ("AGENTS", "BROKER_URL", "DATABASE_URL", "HOME", "POLICIES", "REDIS_URL")
+
+# How long an example takes says nothing on a shared machine; pytest-timeout bounds the whole test.
+hypothesis.settings.register_profile("paidonce", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("paidonce")
+
+
+def pytest_configure() -> None:
+    """Keep tests, and the processes they start, away from the stores and brokers of whoever runs them."""
+    for name in SETTINGS_OF_THE_DEVELOPER:
+        os.environ.pop(f"PAIDONCE_{name}", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by what a test uses, so that nobody has to remember it."""
+    for item in items:
+        if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.service)
+
+
+@pytest.fixture(autouse=True)
+def forget_local_declarations() -> Iterator[None]:
+    """Agents and steps that a test defines inside a function are gone after it, and stand in nobody's way."""
+    steps = dict(default_registry._steps)
+    agents = {name: dict(versions) for name, versions in default_registry._agents.items()}
+    yield
+    _undo_local(default_registry._steps, steps)
+    for name, versions in default_registry._agents.items():
+        _undo_local(versions, agents.get(name, {}))
+
+
+def _undo_local(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name, declaration in list(now.items()):
+        if declaration.is_local and before.get(name) is not declaration:
+            if name in before:
+                now[name] = before[name]
+            else:
+                del now[name]

@@ -1,0 +1,175 @@
+"""Our Redis transport: what it keeps in Redis, what it puts back, and that kombu's own peers understand it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+from kombu.transport.redis import Transport as KombuTransport
+
+from paidonce.redis_transport import PaidonceConnection, Transport
+
+STEPS = Queue("paidonce.default", Exchange(""), routing_key="paidonce.default")
+SUBMISSIONS = Queue("paidonce.submit", Exchange(""), routing_key="paidonce.submit")
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Iterator[PaidonceConnection]:
+    with PaidonceConnection(redis_url) as opened:
+        yield opened
+
+
+def publish(url: str, queue: Queue, number: int, **headers: object) -> None:
+    """With kombu's own transport, as a foreign producer does."""
+    with Connection(url) as connection, connection.Producer() as producer:
+        producer.publish({"number": number}, routing_key=queue.name, exchange="", declare=[queue], headers=headers)
+
+
+def take(connection: PaidonceConnection, queue: Queue, *, prefetch: int = 10) -> tuple[Any, list[Any]]:
+    """A consuming channel and what it has been delivered until nothing more came."""
+    channel = connection.channel()
+    messages: list[Any] = []
+    consumer = connection.Consumer([queue], callbacks=[lambda body, message: messages.append(message)], channel=channel)
+    consumer.qos(prefetch_count=prefetch)
+    consumer.consume()
+    while True:
+        try:
+            connection.drain_events(timeout=0.3)
+        except TimeoutError:
+            return channel, messages
+
+
+def unacked(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.hlen("paidonce.unacked"))  # type: ignore[arg-type]  # typed for both kinds of client
+
+
+def waiting(url: str, queue: Queue) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.llen(queue.name))  # type: ignore[arg-type]  # typed for both kinds of client
+
+
+def test_redis_gets_our_transport_and_other_brokers_kombus_own(connection: PaidonceConnection) -> None:
+    assert isinstance(connection.transport, Transport)
+    assert not issubclass(PaidonceConnection("memory://").get_transport_cls(), KombuTransport)
+
+
+def test_a_channel_keeps_one_client_and_follows_a_new_pool(connection: PaidonceConnection) -> None:
+    channel = connection.channel()
+    first = channel._create_client()
+    assert channel._create_client() is first
+    channel._disconnect_pools()
+    assert channel._create_client() is not first
+
+
+def test_a_step_under_way_is_not_copied_into_redis_but_a_submission_is(
+    redis_url: str, connection: PaidonceConnection
+) -> None:
+    publish(redis_url, STEPS, 1)
+    _, (step,) = take(connection, STEPS)
+    assert unacked(redis_url) == 0
+    publish(redis_url, SUBMISSIONS, 2)
+    _, (submission,) = take(connection, SUBMISSIONS)
+    assert unacked(redis_url) == 1
+    step.ack()
+    submission.ack()
+    assert unacked(redis_url) == 0
+
+
+def test_a_submission_sent_through_another_queue_is_copied_too(redis_url: str, connection: PaidonceConnection) -> None:
+    publish(redis_url, STEPS, 1, task="paidonce.submit")
+    take(connection, STEPS)
+    assert unacked(redis_url) == 1
+
+
+@pytest.mark.parametrize("queue", [STEPS, SUBMISSIONS], ids=["step", "submission"])
+def test_what_was_not_acknowledged_returns_to_its_queue_when_the_channel_closes(
+    redis_url: str, connection: PaidonceConnection, queue: Queue
+) -> None:
+    for number in range(4):
+        publish(redis_url, queue, number)
+    channel, messages = take(connection, queue)
+    messages[1].ack()
+    channel.close()
+    assert (waiting(redis_url, queue), unacked(redis_url)) == (3, 0)
+    _, again = take(connection, queue)
+    assert sorted(message.payload["number"] for message in again) == [0, 2, 3]
+    assert all(message.properties["delivery_info"]["redelivered"] for message in again)
+
+
+@pytest.mark.parametrize("queue", [STEPS, SUBMISSIONS], ids=["step", "submission"])
+def test_a_connection_that_was_lost_can_be_closed_with_messages_under_way(redis_url: str, queue: Queue) -> None:
+    """As Celery does it: the transport is taken apart first, then the connection closed with its channel still open."""
+    publish(redis_url, queue, 1)
+    connection = PaidonceConnection(redis_url)
+    channel = connection.default_channel
+    messages: list[Any] = []
+    with connection.Consumer([queue], callbacks=[lambda body, message: messages.append(message)], channel=channel):
+        connection.drain_events(timeout=2)
+    assert len(messages) == 1
+    connection._do_close_transport()
+    connection.close()
+    with pytest.raises(redis.ConnectionError, match="is closed"):
+        messages[0].requeue()
+
+
+@pytest.mark.parametrize("queue", [STEPS, SUBMISSIONS], ids=["step", "submission"])
+def test_a_rejected_message_is_dropped_or_comes_last(
+    redis_url: str, connection: PaidonceConnection, queue: Queue
+) -> None:
+    for number in range(3):
+        publish(redis_url, queue, number)
+    channel, (zero, one, two) = take(connection, queue)
+    one.reject()
+    zero.requeue()
+    two.requeue()
+    channel.close()
+    with redis.Redis.from_url(redis_url) as client:
+        left = [json.loads(raw) for raw in client.lrange(queue.name, 0, -1)]  # type: ignore[union-attr]  # as above
+    assert [json.loads(base64.b64decode(message["body"]))["number"] for message in left] == [2, 0]
+    assert unacked(redis_url) == 0
+
+
+def test_acknowledging_makes_room_for_the_next_message(redis_url: str, connection: PaidonceConnection) -> None:
+    for number in range(3):
+        publish(redis_url, STEPS, number)
+    channel, messages = take(connection, STEPS, prefetch=1)
+    assert len(messages) == 1
+    for expected in (2, 3):
+        messages[-1].ack()
+        try:
+            connection.drain_events(timeout=1)
+        except TimeoutError:
+            pass
+        assert len(messages) == expected
+    channel.close()
+
+
+def test_the_app_of_paidonce_uses_it(redis_url: str) -> None:
+    class App(Celery):  # type: ignore[misc]  # Celery publishes no types
+        amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
+
+    app = App("x", broker=redis_url, set_as_current=False)
+    with app.connection_for_read() as connection:
+        assert isinstance(connection.transport, Transport)
+    app.close()
+
+
+def test_what_another_app_runs_on_the_same_redis_is_not_given_again(redis_url: str) -> None:
+    theirs = Queue("celery")
+    with Connection(redis_url) as their_connection, PaidonceConnection(redis_url) as ours:
+        publish(redis_url, theirs, 1)
+        channel = their_connection.channel()
+        message = theirs(channel).get()
+        assert message is not None, "their worker runs it and has not acknowledged it"
+        qos = ours.channel().qos
+        qos.visibility_timeout = -3600  # as if an hour had passed
+        qos.restore_visible()
+        assert waiting(redis_url, theirs) == 0
+        message.ack()

@@ -1,0 +1,23 @@
+"""Waiting for something to become true, in place of sleeping and hoping."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+POLL_SECONDS = 0.02
+
+
+def wait_until(predicate: Callable[[], Value], description: str, timeout: float = 10) -> Value:
+    """Call ``predicate`` until it returns something true, and return that.
+
+    ``timeout`` is in seconds. What the predicate raises is raised at once: catch what may go wrong for a while inside
+    of it. Raises ``AssertionError`` with the description and the last value when the time is over.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := predicate()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout} s in vain for this: {description} (last seen: {value!r})")
+        time.sleep(POLL_SECONDS)
+    return value

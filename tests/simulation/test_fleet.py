@@ -1,0 +1,81 @@
+"""Random agents, random crashes, random delivery orders: the promises of the durable core.
+
+``TEST_SCENARIOS`` sets how many scenarios the slow test plays.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.services.postgres import fresh_database
+from tests.simulation.scenarios import (
+    Scenario,
+    any_scenarios,
+    check_meaning,
+    meaningful_scenarios,
+    play,
+    undisturbed_scenarios,
+)
+from tests.simulation.store import SimulatedDatabase
+
+MANY = int(os.environ.get("TEST_SCENARIOS", "2000"))
+QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[SimulatedDatabase]:
+    database = SimulatedDatabase("sqlite://")
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def postgresql(postgres_server: str) -> Iterator[SimulatedDatabase]:
+    with fresh_database(postgres_server) as url:
+        database = SimulatedDatabase(url)
+        yield database
+        database.close()
+
+
+@settings(max_examples=40, suppress_health_check=QUIET)
+@given(undisturbed_scenarios)
+def test_an_undisturbed_run_comes_to_what_its_program_means(database: SimulatedDatabase, scenario: Scenario) -> None:
+    check_meaning(scenario.program, play(database, scenario))
+
+
+@settings(max_examples=100, suppress_health_check=QUIET)
+@given(meaningful_scenarios)
+def test_whatever_crashes_the_outcome_is_the_uninterrupted_runs(
+    database: SimulatedDatabase, scenario: Scenario
+) -> None:
+    check_meaning(scenario.program, play(database, scenario))
+
+
+@settings(max_examples=60, suppress_health_check=QUIET)
+@given(any_scenarios)
+def test_cancelled_or_racing_runs_end_and_replay_alike(database: SimulatedDatabase, scenario: Scenario) -> None:
+    play(database, scenario)
+
+
+@settings(max_examples=15, suppress_health_check=QUIET)
+@given(any_scenarios)
+def test_the_same_holds_on_postgresql(postgresql: SimulatedDatabase, scenario: Scenario) -> None:
+    play(postgresql, scenario)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@settings(max_examples=MANY * 6 // 10, suppress_health_check=QUIET)
+@given(meaningful_scenarios)
+def test_many_crashes_change_no_outcome(database: SimulatedDatabase, scenario: Scenario) -> None:
+    check_meaning(scenario.program, play(database, scenario))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@settings(max_examples=MANY * 4 // 10, suppress_health_check=QUIET)
+@given(any_scenarios)
+def test_many_cancelled_or_racing_runs_end_and_replay_alike(database: SimulatedDatabase, scenario: Scenario) -> None:
+    play(database, scenario)

@@ -1,0 +1,79 @@
+"""Servers that keep circuits: the Valkey that ships with Paidonce, and the machine's own Redis where there is one."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from paidonce_workers.breakers import CircuitBreakers, Failure
+from tests.services.availability import service_missing
+from tests.services.valkey import RedisServer
+
+MakeBreakers = Callable[..., CircuitBreakers]
+
+
+def by_type(error: BaseException) -> Failure:
+    """A classifier as plain as can be: kinds are names of types, ``Retry-After`` an attribute."""
+    return Failure(
+        kinds=frozenset(kind.__name__ for kind in type(error).__mro__),
+        retry_after_seconds=getattr(error, "retry_after_seconds", None),
+    )
+
+
+@pytest.fixture(scope="session")
+def installed_redis_program() -> Path:
+    """The machine's own ``redis-server``."""
+    found = shutil.which("redis-server")
+    return Path(found) if found else service_missing("no redis-server (Debian: apt install redis-server)")
+
+
+@pytest.fixture(scope="session")
+def installed_redis(
+    installed_redis_program: Path, session_servers: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """A Redis of this session's own. Never stop it."""
+    server = RedisServer(installed_redis_program, tmp_path_factory.mktemp("installed-redis"))
+    try:
+        server.start()
+        session_servers.add(server.pid)
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(params=["valkey", pytest.param("redis", marks=pytest.mark.service)])
+def circuit_server(request: pytest.FixtureRequest) -> RedisServer:
+    """The test runs once on each. Never stop it, and use a namespace of your own."""
+    found: RedisServer = request.getfixturevalue("redis_server" if request.param == "valkey" else "installed_redis")
+    return found
+
+
+@pytest.fixture
+def namespace() -> str:
+    """One that nobody else uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def make_breakers(namespace: str) -> Iterator[MakeBreakers]:
+    """Makes ``CircuitBreakers`` as a worker process has them, and closes them afterwards."""
+    made: list[CircuitBreakers] = []
+
+    def make(url: str | None, **options: object) -> CircuitBreakers:
+        given: dict[str, object] = {"namespace": namespace, "classify": by_type, **options}
+        made.append(CircuitBreakers(url, **given))  # type: ignore[arg-type]  # tests give what fits
+        return made[-1]
+
+    yield make
+    for breakers in made:
+        breakers.close()
+
+
+@pytest.fixture
+def breakers(circuit_server: RedisServer, make_breakers: MakeBreakers) -> CircuitBreakers:
+    """One process's breakers."""
+    return make_breakers(circuit_server.url())

@@ -1,0 +1,71 @@
+"""A process of a fleet: reads orders from standard input, a line each, and answers each with a line of JSON.
+
+``admit CIRCUIT TOKEN AT`` asks at that instant of the machine's monotonic clock,
+so that many processes ask at once; ``hold CIRCUIT TOKEN`` asks and, as a probe,
+renews its place until it is told ``report TOKEN EFFECT``, or dies.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+
+from paidonce.policies import BreakerPolicy
+from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, CircuitChange, Failure, failure
+
+POLICY = BreakerPolicy(consecutive_failures=1, open_base_seconds=0.05, open_cap_seconds=0.05, open_jitter=0.0)
+
+
+class Prober:
+    """One process's breakers and what it was admitted to."""
+
+    def __init__(self, url: str, namespace: str, probe_seconds: float) -> None:
+        self.breakers = CircuitBreakers(
+            url,
+            namespace=namespace,
+            classify=lambda error: Failure(kinds=frozenset()),
+            probe_seconds=probe_seconds,
+        )
+        self.changes: list[CircuitChange] = []
+        self.breakers.subscribe(self.changes.append)
+        self.admissions: dict[str, Admission] = {}
+        self.beat_seconds = probe_seconds / 4
+
+    def admit(self, circuit: str, token: str, at: float) -> dict[str, object]:
+        while time.monotonic() < at - 0.002:
+            time.sleep(0.001)
+        while time.monotonic() < at:
+            pass
+        admission = self.admissions[token] = self.breakers.admit(circuit, POLICY, token=token)
+        return {"verdict": admission.verdict.value, "is_shared": admission.is_shared}
+
+    def report(self, token: str, effect: str) -> dict[str, object]:
+        self.breakers.report(self.admissions.pop(token), SUCCESS if effect == "success" else failure({"down"}))
+        return {"moves": [f"{change.source} -> {change.target}" for change in self.changes]}
+
+    def beat(self) -> None:
+        while True:
+            time.sleep(self.beat_seconds)
+            self.breakers.renew(list(self.admissions))
+
+    def obey(self, order: list[str]) -> dict[str, object]:
+        if order[0] == "admit":
+            return self.admit(order[1], order[2], float(order[3]))
+        if order[0] == "hold":
+            return self.admit(order[1], order[2], 0.0)
+        if order[0] == "report":
+            return self.report(order[1], order[2])
+        raise SystemExit(f"no such order: {order}")
+
+
+def main(url: str, namespace: str, probe_seconds: str) -> None:
+    prober = Prober(url, namespace, float(probe_seconds))
+    threading.Thread(target=prober.beat, daemon=True).start()
+    for line in sys.stdin:
+        print(json.dumps(prober.obey(line.split())), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,348 @@
+"""What an open circuit does to a tool step: it sleeps, its agent is told, or its run ends; and how it wakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from paidonce import CircuitOpen, Retry, StepFailed, agent, tool
+from paidonce.policies import PolicyBook
+from paidonce.policies.loading import parse_policies
+from paidonce_models.states import AttemptOutcome, RunState
+from paidonce_workers.breakers import CircuitBreakers, CircuitState
+from paidonce_workers.sweeper import Sweeper
+from tests.workers.stand import Stand, StandWorker
+
+OPEN_SECONDS = 0.3
+LONG_ENOUGH = 10.0
+"""Of the store's clock, for any due time of these tests."""
+
+called: list[str] = []
+state: dict[str, Any] = {"down": True}
+
+
+class Down(Exception):
+    """The tool is down."""
+
+
+@pytest.fixture(autouse=True)
+def tool_is_down() -> None:
+    called.clear()
+    state.clear()
+    state["down"] = True
+
+
+def call() -> str:
+    called.append("search")
+    if state["down"]:
+        raise state.get("error", Down)("no answer")
+    return "found"
+
+
+@tool(name="circuits.search", retry=Retry(max_attempts=2, base_seconds=0.1, cap_seconds=0.1))
+def search() -> str:
+    return call()
+
+
+@agent(name="circuits.searcher")
+async def searcher() -> str:
+    return str(await search())
+
+
+@agent(name="circuits.careful")
+async def careful() -> str:
+    try:
+        return str(await search())
+    except CircuitOpen as error:
+        assert isinstance(error, StepFailed)
+        return f"{error.target}, {error.since is not None}, {error.retry_at is not None}"
+
+
+AGENTS = (search, searcher, careful)
+
+
+def book(more: str = "", breaker: str = "", failures: int = 2) -> PolicyBook:
+    keys = f"consecutive_failures: {failures}, min_calls: 1000, open_for: {{base: {OPEN_SECONDS}s, jitter: 0}}{breaker}"
+    return parse_policies(f"targets: {{search: {{breaker: {{{keys}}}{more}}}}}", "paidonce.yaml")
+
+
+def lead(stand: Stand, breakers: CircuitBreakers | None) -> Sweeper:
+    sweeper = stand.sweeper(breakers=breakers)
+    sweeper.sweep()
+    return sweeper
+
+
+def settle(stand: Stand, worker: StandWorker) -> None:
+    """Let everything happen that the store's clock has time for."""
+    for _ in range(4):
+        stand.serve(worker)
+        worker.deadlines.fall_due()
+        stand.pass_time(0.2)
+    stand.serve(worker)
+
+
+def wake(stand: Stand, worker: StandWorker, sweeper: Sweeper) -> None:
+    stand.pass_time(LONG_ENOUGH)
+    sweeper.sweep()
+    settle(stand, worker)
+
+
+def test_a_run_whose_tool_is_down_sleeps_and_goes_on_by_itself(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    first, second = stand.submit(searcher), stand.submit(searcher)
+    settle(stand, worker)
+    assert len(called) == 2  # what it takes to open the circuit, and not one call more
+    assert {stand.run(first).state, stand.run(second).state} == {RunState.PARKED}
+    assert {stand.run(each).state_reason for each in (first, second)} == {"circuit_open"}
+    for _ in range(3):
+        sweeper.sweep()
+        settle(stand, worker)
+    assert len(called) == 2
+
+    time.sleep(OPEN_SECONDS)
+    wake(stand, worker, sweeper)
+    assert len(called) == 3  # one probe, on behalf of both
+    probed = [each for run_id in (first, second) for each in stand.attempts(run_id)]
+    assert [each.outcome for each in probed].count(AttemptOutcome.FAILED) == 3
+
+    state["down"] = False
+    time.sleep(2 * OPEN_SECONDS)
+    wake(stand, worker, sweeper)
+    wake(stand, worker, sweeper)
+    assert {stand.run(first).state, stand.run(second).state} == {RunState.SUCCEEDED}
+    assert len(called) == 5
+
+
+def test_probes_do_not_use_up_a_steps_tries(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    for failed_probes in range(1, 4):
+        time.sleep(OPEN_SECONDS * 2**failed_probes)
+        wake(stand, worker, sweeper)
+        assert stand.run(run_id).state is RunState.PARKED
+    assert len(stand.attempts(run_id)) == 5 > 2
+
+
+def test_what_is_parked_is_no_attempt_and_no_money(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    breakers.force_open("circuits.search", for_seconds=60)
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    assert stand.attempts(run_id) == [] and called == []
+    assert stand.column("avoided", "calls", run_id) == 1
+    assert stand.column("avoided", "cost_nanousd", run_id) is None
+
+
+def test_raise_tells_the_agent_at_once(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(breaker=", when_open: raise"), breakers=breakers)
+    breakers.force_open("circuits.search", for_seconds=60)
+    run_id = stand.submit(careful)
+    settle(stand, worker)
+    assert stand.run(run_id).result == b'"circuits.search, True, True"'
+    assert called == []
+
+
+def test_fail_ends_the_run_with_that_reason(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(breaker=", when_open: fail"), breakers=breakers)
+    breakers.force_open("circuits.search", for_seconds=60)
+    run_id = stand.submit(careful)
+    settle(stand, worker)
+    run = stand.run(run_id)
+    assert run.state is RunState.FAILED and run.error is not None
+    assert (run.error["type"], run.error["details"]["target"]) == ("CircuitOpen", "circuits.search")
+    assert called == []
+
+
+def test_after_the_longest_wait_the_agent_is_told(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(more=", park: {max: 1h}"), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    run_id = stand.submit(careful)
+    settle(stand, worker)
+    stand.pass_time(3500)
+    sweeper.sweep()
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.PARKED
+    stand.pass_time(200)
+    sweeper.sweep()
+    settle(stand, worker)
+    assert stand.run(run_id).result == b'"circuits.search, True, False"'
+
+
+@pytest.mark.parametrize("ends", [CircuitBreakers.force_close, CircuitBreakers.reset])
+def test_a_circuit_that_is_closed_by_hand_lets_everything_go(
+    stand: Stand, breakers: CircuitBreakers, ends: Callable[[CircuitBreakers, str], None]
+) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    runs = [stand.submit(searcher) for _ in range(3)]
+    settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.PARKED}
+    state["down"] = False
+    ends(breakers, "circuits.search")
+    sweeper.sweep()
+    settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
+
+
+def test_parked_runs_wake_where_the_breakers_were_switched_off(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    breakers.force_open("circuits.search")
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    state["down"] = False
+    without = stand.worker(*AGENTS, name="worker-2")
+    lead(stand, None)
+    settle(stand, without)
+    assert stand.run(run_id).state is RunState.SUCCEEDED
+
+
+def test_after_an_outage_they_are_let_go_in_a_ramp_oldest_first(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    runs = []
+    for _ in range(15):
+        runs.append(stand.submit(searcher))
+        settle(stand, worker)
+        stand.pass_time(1)
+    state["down"] = False
+    breakers.force_close("circuits.search")
+    let_go = []
+    for _ in range(3):
+        sweeper.sweep()
+        settle(stand, worker)
+        let_go.append([stand.run(each).state for each in runs].count(RunState.SUCCEEDED))
+        done = [stand.run(each).state is RunState.SUCCEEDED for each in runs]
+        assert done == sorted(done, reverse=True)
+    assert let_go == [4, 12, 15]
+
+
+def test_a_cancelled_run_sleeps_no_longer(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    breakers.force_open("circuits.search")
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    stand.cancel(run_id)
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.CANCELLED
+
+
+def test_tools_of_one_circuit_stand_and_fall_together(stand: Stand, breakers: CircuitBreakers) -> None:
+    shared = parse_policies("targets: {'*': {circuit: shop}}", "paidonce.yaml")
+    worker = stand.worker(*AGENTS, book=shared, breakers=breakers)
+    breakers.force_open("shop", for_seconds=60)
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.PARKED
+
+
+def http_error(status: int, **headers: str) -> Callable[[str], Exception]:
+    """What a client raises for an answer of this status."""
+
+    class Answered(Exception):
+        def __init__(self, message: str) -> None:
+            super().__init__(message)
+            self.status_code = status
+            self.headers = headers
+
+    return Answered
+
+
+def test_answers_404_do_not_open_a_circuit(stand: Stand, breakers: CircuitBreakers) -> None:
+    state["error"] = http_error(404)
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    runs = [stand.submit(searcher) for _ in range(6)]
+    for _ in range(3):
+        settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.FAILED}
+    assert len(called) == 12
+    assert [each.state for each in breakers.states()] in ([], [CircuitState.CLOSED])
+
+
+def test_a_failure_says_when_the_circuit_is_tried_again(stand: Stand, breakers: CircuitBreakers) -> None:
+    state["error"] = http_error(429, **{"Retry-After": "90"})
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    runs = [stand.submit(searcher) for _ in range(3)]
+    settle(stand, worker)
+    (circuit,) = breakers.states()
+    assert circuit.retry_at is not None
+    assert 80 < (circuit.retry_at - circuit.at).total_seconds() <= 91
+    assert "http:429" in circuit.reason and "Exception" not in circuit.reason
+    stand.pass_time(120)
+    settle(stand, worker)
+    assert len(called) == 2
+    assert {stand.run(each).state for each in runs} >= {RunState.PARKED}
+
+
+def test_what_paidonce_refuses_is_no_failure_of_the_tool(stand: Stand, breakers: CircuitBreakers) -> None:
+    @tool(name="circuits.search")
+    def unstorable() -> Any:
+        called.append("unstorable")
+        return object()
+
+    @agent(name="circuits.unstored")
+    async def unstored() -> None:
+        await unstorable()
+
+    worker = stand.worker(unstorable, unstored, book=book(), breakers=breakers)
+    runs = [stand.submit(unstored) for _ in range(4)]
+    settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.FAILED}
+    assert len(called) == 4
+    assert [each.state for each in breakers.states()] in ([], [CircuitState.CLOSED])
+
+
+def test_the_total_time_leaves_out_what_was_parked(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(more=", timeout: {total: 30s}"), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    run_id = stand.submit(searcher)
+    stand.serve(worker)
+    breakers.force_open("circuits.search")
+    stand.pass_time(1)
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.PARKED
+    stand.pass_time(3000)
+    state["down"] = False
+    breakers.force_close("circuits.search")
+    sweeper.sweep()
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.SUCCEEDED
+
+
+def test_no_retry_is_begun_that_the_total_time_has_no_room_for(stand: Stand, breakers: CircuitBreakers) -> None:
+    more = ", timeout: {total: 1m}, retry: {max_attempts: 9, base: 50s, cap: 50s, jitter: none}"
+    worker = stand.worker(*AGENTS, book=book(more=more), breakers=None)
+    run_id = stand.submit(searcher)
+    for _ in range(5):
+        settle(stand, worker)
+        stand.pass_time(50)
+    assert stand.run(run_id).state is RunState.FAILED
+    assert len(called) == 2
+
+
+def test_retries_beyond_the_fleets_budget_are_put_off_and_made(stand: Stand, breakers: CircuitBreakers) -> None:
+    more = (
+        ", retry: {max_attempts: 2, base: 1ms, cap: 1ms, jitter: none}"
+        ", retry_budget: {ratio: 0, floor_per_second: 1}"
+    )
+    worker = stand.worker(*AGENTS, book=book(more=more, failures=99), breakers=breakers)
+    runs = [stand.submit(searcher) for _ in range(30)]
+    stand.serve(worker)
+    due = sorted((stand.column("steps", "due_at_us", each) - stand.clock.now_us()) / 1e6 for each in runs)
+    assert due[0] < 1
+    assert due[-1] > 10
+    assert all(later - sooner < 1.5 for sooner, later in zip(due, due[1:], strict=False))
+    state["down"] = False
+    stand.pass_time(120)
+    lead(stand, breakers)
+    settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
+    assert len(called) == 60

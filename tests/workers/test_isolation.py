@@ -1,0 +1,197 @@
+"""A step that has lost two workers runs alone in a child process: it condemns nobody but itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from paidonce import Retry, agent, record_usage, step
+from paidonce_models.pricing import PriceBook, PriceRow
+from paidonce_models.store.claims import Claim, claim_step
+from paidonce_models.store.leases import LeaseKey
+from paidonce_models.store.sweeping import take_back
+from paidonce_workers.interrupt import Reason
+from tests.services.waiting import wait_until
+from tests.workers.stand import LEASE_SECONDS, Stand
+
+HERE = "tests.workers.test_isolation"
+STARTED = "ISOLATED_STARTED"
+pytestmark = pytest.mark.timeout(120)
+
+
+@step(name="isolated.process")
+def process(text: str) -> list[Any]:
+    record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.001")
+    return [text, os.getpid()]
+
+
+@step(name="isolated.async_process")
+async def async_process(text: str) -> list[Any]:
+    await asyncio.sleep(0)
+    return [text, os.getpid()]
+
+
+@step(name="isolated.fails", retry=Retry(max_attempts=2, retry_on=("IndexError",)))
+def fails() -> None:
+    record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.002")
+    raise LookupError("in the child")
+
+
+@step(name="isolated.wavers", retry=Retry(max_attempts=2, retry_on=(LookupError,)))
+def wavers() -> None:
+    raise KeyError("in the child")
+
+
+@step(name="isolated.asks")
+def asks() -> int:
+    answer = {"model": "m", "usage": {"prompt_tokens": 7, "completion_tokens": 1}}
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))) as client:
+        client.post("https://api.openai.com/v1/responses", json={"model": "m"})
+        return client.post("http://llm.internal/v1/chat/completions", json={"model": "m"}).status_code
+
+
+@step(name="isolated.dies", max_lost=4)
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@step(name="isolated.hangs")
+def hangs() -> None:
+    Path(os.environ[STARTED]).write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+@agent(name="isolates")
+async def isolates(name: str) -> Any:
+    calls = {
+        "process": lambda: process("é"),
+        "async_process": lambda: async_process("x"),
+        "fails": fails,
+        "wavers": wavers,
+        "asks": asks,
+        "dies": dies,
+        "hangs": hangs,
+    }
+    return await calls[name]()
+
+
+DECLARATIONS = (isolates, process, async_process, fails, wavers, asks, dies, hangs)
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    # The child finds this module as a worker's child finds its agents.
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    with Stand() as made:
+        yield made
+
+
+def lost_twice(stand: Stand, name: str) -> str:
+    """A run whose first step has lost two workers."""
+    run_id = stand.submit(isolates, {"name": name})
+    stand.worker(*DECLARATIONS).serve(stand.publisher.messages.popleft())
+    for _ in range(2):
+        claim: Claim | None = stand.database.transact(
+            lambda connection: claim_step(connection, run_id=run_id, position=1, worker="gone", lease_us=1)
+        )
+        assert claim is not None
+        key = LeaseKey(run_id, 1, claim.attempt)
+        stand.pass_time(LEASE_SECONDS)
+        stand.database.transact(lambda connection, key=key: take_back(connection, key, why="gone"))  # type: ignore[misc]
+    stand.publisher.take()
+    return run_id
+
+
+@pytest.mark.parametrize("name", ["process", "async_process"])
+def test_the_body_runs_in_another_process_and_its_result_comes_back(stand: Stand, name: str) -> None:
+    run_id = lost_twice(stand, name)
+    worker = stand.worker(*DECLARATIONS, modules=(HERE,))
+    worker.executor.execute(run_id, 1)
+    run = stand.run(run_id)
+    assert run.state == "succeeded" and run.result is not None
+    assert str(os.getpid()).encode() not in run.result
+    assert [attempt.outcome for attempt in stand.attempts(run_id)] == ["lost", "lost", "accepted"]
+    if name == "process":
+        assert stand.attempts(run_id)[2].cost_nanousd == 1_000_000
+        assert run.result.startswith('["é",'.encode())
+
+
+def test_what_the_body_raises_comes_back_with_its_traceback_and_spend(stand: Stand) -> None:
+    run_id = lost_twice(stand, "fails")
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert (attempt.outcome, attempt.cost_nanousd) == ("failed", 2_000_000)
+    assert attempt.error is not None and (attempt.error["type"], attempt.error["message"]) == (
+        "LookupError",
+        "in the child",
+    )
+    assert attempt.traceback is not None and "test_isolation.py" in attempt.traceback
+
+
+@pytest.mark.parametrize(("name", "state"), [("fails", "failed"), ("wavers", "retrying")])
+def test_retries_are_decided_by_what_was_raised_in_the_child(stand: Stand, name: str, state: str) -> None:
+    run_id = lost_twice(stand, name)
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    assert stand.steps(run_id)[0].state == state
+
+
+def test_requests_of_the_body_are_captured_in_the_child(stand: Stand) -> None:
+    run_id = lost_twice(stand, "asks")
+    worker = stand.worker(*DECLARATIONS, modules=(HERE,), provider_hosts=(("llm.internal", "openai"),))
+    worker.executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert (attempt.outcome, attempt.calls, attempt.input_tokens) == ("accepted", 2, 14)
+
+
+def test_requests_are_priced_in_the_child_by_the_workers_own_rows(stand: Stand) -> None:
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    row = PriceRow(model="m", valid_from=long_ago, input_nanousd_per_mtok=10**6, output_nanousd_per_mtok=2 * 10**6)
+    book = PriceBook([row])
+    run_id = lost_twice(stand, "asks")
+    hosts = (("llm.internal", "openai"),)
+    worker = stand.worker(*DECLARATIONS, modules=(HERE,), provider_hosts=hosts, prices=lambda: book)
+    worker.executor.execute(run_id, 1)
+    assert stand.attempts(run_id)[2].cost_nanousd == 2 * (7 + 2)
+
+
+def test_a_body_that_kills_its_process_loses_the_attempt_and_no_worker(stand: Stand) -> None:
+    run_id = lost_twice(stand, "dies")
+    worker = stand.worker(*DECLARATIONS, modules=(HERE,))
+    worker.executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert attempt.outcome == "lost"
+    assert attempt.error is not None and "killed the process it ran alone in (signal 9)" in str(attempt.error)
+    assert stand.steps(run_id)[0].state == "scheduled"
+    worker.executor.execute(run_id, 1)
+    assert stand.steps(run_id)[0].state == "failed"
+    stand.serve(worker)
+    assert stand.run(run_id).state == "failed"
+
+
+def test_an_interrupt_ends_the_child(stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    monkeypatch.setenv(STARTED, str(started))
+    run_id = lost_twice(stand, "hangs")
+    worker = stand.worker(*DECLARATIONS, modules=(HERE,))
+    thread = threading.Thread(target=worker.executor.execute, args=(run_id, 1))
+    thread.start()
+    try:
+        wait_until(lambda: started.exists() and started.read_text(), "the child runs the body", 60)
+        assert worker.bodies.interrupt(LeaseKey(run_id, 1, 3), Reason.HANDED_BACK)
+    finally:
+        thread.join(60)
+    assert not thread.is_alive()
+    assert not psutil.pid_exists(int(started.read_text()))
+    attempt = stand.attempts(run_id)[2]
+    assert attempt.outcome == "cancelled" and attempt.error is not None and attempt.error["code"] == "handed_back"
+    assert stand.steps(run_id)[0].lost == 2

@@ -1,0 +1,129 @@
+"""Which HTTP requests are paid calls of a model, and whose: by method, host and path.
+
+Pure: knows providers' addresses and the operator's own mapping, reads no
+request body and no answer. What is not found here is never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from paidonce.provider_hosts import API_OF_PROVIDER, Api
+from paidonce_models.usage import CallKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """What a paid request asks for. ``model`` is set where the path names it."""
+
+    provider: str
+    api: Api
+    kind: CallKind
+    model: str | None = None
+
+
+Spoken = tuple[tuple[str, Api], ...]
+"""A host's providers, each with the API it speaks there; the path decides between them."""
+
+_OPENAI_AND = {"anthropic": Api.ANTHROPIC, "google": Api.GOOGLE, "azure": Api.ANTHROPIC}
+
+KNOWN_HOSTS: Final[dict[str, str]] = {
+    "api.openai.com": "openai",
+    "eu.api.openai.com": "openai",
+    "us.api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "generativelanguage.googleapis.com": "google",
+    "aiplatform.googleapis.com": "google",
+    "openrouter.ai": "openrouter",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral",
+    "codestral.mistral.ai": "mistral",
+    "api.deepseek.com": "deepseek",
+    "api.together.xyz": "together",
+    "api.together.ai": "together",
+    "api.fireworks.ai": "fireworks",
+    "api.x.ai": "x-ai",
+    "api.cerebras.ai": "cerebras",
+    "api.perplexity.ai": "perplexity",
+    "api.moonshot.ai": "moonshotai",
+    "api.moonshot.cn": "moonshotai",
+}
+KNOWN_SUFFIXES: Final[tuple[tuple[str, str], ...]] = (
+    (".openai.azure.com", "azure"),
+    (".cognitiveservices.azure.com", "azure"),
+    (".services.ai.azure.com", "azure"),
+    (".azure-api.net", "azure"),
+    ("-aiplatform.googleapis.com", "google"),
+    (".api.x.ai", "x-ai"),
+)
+
+OPENAI_PATHS: Final = {
+    "/chat/completions": CallKind.LLM,
+    "/responses": CallKind.LLM,
+    "/completions": CallKind.LLM,
+    "/embeddings": CallKind.EMBEDDING,
+}
+ANTHROPIC_PATH: Final = "/v1/messages"
+_DEPLOYMENT: Final = re.compile(r"/deployments/([^/]+)/")
+_GOOGLE_PATH: Final = re.compile(r"/models/([^/:]+):(\w+)$")
+GOOGLE_METHODS: Final = {
+    "generateContent": CallKind.LLM,
+    "streamGenerateContent": CallKind.LLM,
+    "embedContent": CallKind.EMBEDDING,
+    "batchEmbedContents": CallKind.EMBEDDING,
+}
+
+
+class HostTable:
+    """The known hosts, with the operator's own (``PAIDONCE_PROVIDER_HOSTS``) on top."""
+
+    def __init__(self, provider_hosts: Iterable[tuple[str, str]] = ()) -> None:
+        self._own: dict[str, Spoken] = {}
+        for written, provider in provider_hosts:
+            host = written.replace("[", "").replace("]", "")  # as the HTTP libraries give an IPv6 address
+            self._own[host] = (*self._own.get(host, ()), (provider, API_OF_PROVIDER[provider]))
+
+    def find(self, method: str, host: str, port: int, path: str) -> Endpoint | None:
+        """What the request pays for; ``None`` for everything that is not a paid call of a model we can read."""
+        if method != "POST":
+            return None
+        spoken = self._spoken(host.lower(), port)
+        for provider, api in spoken:
+            endpoint = _endpoint(provider, api, path)
+            if endpoint is not None:
+                return endpoint
+        return None
+
+    def _spoken(self, host: str, port: int) -> Spoken:
+        if self._own:
+            own = self._own.get(f"{host}:{port}") or self._own.get(host)
+            if own is not None:
+                return own
+        provider = KNOWN_HOSTS.get(host)
+        if provider is None:
+            provider = next((name for suffix, name in KNOWN_SUFFIXES if host.endswith(suffix)), None)
+            if provider is None:
+                return ()
+        also = _OPENAI_AND.get(provider)
+        return ((provider, Api.OPENAI),) if also is None else ((provider, also), (provider, Api.OPENAI))
+
+
+def _endpoint(provider: str, api: Api, path: str) -> Endpoint | None:
+    if api is Api.ANTHROPIC:
+        if path.endswith(ANTHROPIC_PATH):
+            return Endpoint(provider=provider, api=api, kind=CallKind.LLM)
+        return None
+    if api is Api.GOOGLE:
+        found = _GOOGLE_PATH.search(path)
+        kind = None if found is None else GOOGLE_METHODS.get(found[2])
+        if found is None or kind is None:
+            return None
+        return Endpoint(provider=provider, api=api, kind=kind, model=found[1])
+    for suffix, kind in OPENAI_PATHS.items():
+        if path.endswith(suffix):
+            deployment = _DEPLOYMENT.search(path)
+            return Endpoint(provider=provider, api=api, kind=kind, model=None if deployment is None else deployment[1])
+    return None

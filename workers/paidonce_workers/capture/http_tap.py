@@ -1,0 +1,222 @@
+"""The tap on ``httpx`` and ``httpx2``: wraps the one place where each sends a single HTTP request.
+
+Both libraries have the same ``Client._send_single_request`` (redirections,
+authentication and retries are above it, transports below), so that an SDK's
+hidden retry passes here as a request of its own. Outside a step, and for all
+that is no paid call of a model, the tap is one look at a context variable.
+Imports neither library: it is handed the module that was imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, Final
+
+from paidonce.attempt_policies import attempt_policies
+from paidonce.usage import current_recorder, tool_stack
+from paidonce_workers.capture.faults import Faults
+from paidonce_workers.capture.hosts import HostTable
+from paidonce_workers.capture.observation import Decode, Observation
+from paidonce_workers.capture.retries import HiddenRetries, Retries
+
+METHOD: Final = "_send_single_request"
+
+
+class HttpTap:
+    """Watches requests for one installation."""
+
+    def __init__(self, hosts: HostTable, faults: Faults) -> None:
+        self.hosts = hosts
+        self.is_on = True
+        self._faults = faults
+        self._retries = Retries()
+        self._hidden_retries = HiddenRetries()
+
+    def sending(self, library: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``Client._send_single_request``, watched."""
+        teed = _teed_stream(library)
+
+        @functools.wraps(original)
+        def send(client: Any, request: Any) -> Any:
+            observation = self._observe(request)
+            if observation is None:
+                return original(client, request)
+            if observation.guard is not None:
+                observation.guard.begin()
+            try:
+                response = original(client, request)
+            except BaseException as error:
+                observation.failed(error)
+                raise
+            self._attach(library, response, observation, teed)
+            return response
+
+        return send
+
+    def sending_async(self, library: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``AsyncClient._send_single_request``, watched."""
+        teed = _teed_async_stream(library)
+
+        @functools.wraps(original)
+        async def send(client: Any, request: Any) -> Any:
+            observation = self._observe(request)
+            if observation is None:
+                return await original(client, request)
+            if observation.guard is not None:
+                await observation.guard.begin_async()
+            # A transport over aiohttp sends the same request through our other tap.
+            token = current_recorder.set(None)
+            try:
+                response = await original(client, request)
+            except BaseException as error:
+                observation.failed(error)
+                raise
+            finally:
+                current_recorder.reset(token)
+            self._attach(library, response, observation, teed)
+            return response
+
+        return send
+
+    def is_wanted(self) -> bool:
+        """Whether this is a step's body, and we are on."""
+        return current_recorder.get() is not None and self.is_on
+
+    def observe(
+        self,
+        method: str,
+        host: str,
+        port: int,
+        path: str,
+        headers: Mapping[str, str],
+        body: Callable[[], bytes],
+    ) -> Observation | None:
+        """The observation of a request that is a paid call; ``body`` is only asked for then."""
+        recorder = current_recorder.get()
+        endpoint = self.hosts.find(method, host, port, path)
+        if endpoint is None or recorder is None:
+            return None
+        tools = tool_stack.get()
+        policies = attempt_policies.get()
+        observation = Observation(
+            recorder=recorder,
+            endpoint=endpoint,
+            tool=tools[-1] if tools else None,
+            faults=self._faults,
+            retries=self._retries,
+            path=path,
+            request_headers=headers,
+            content=body(),
+            guard=None if policies is None else policies.request(endpoint.provider),
+        )
+        if observation.http_retry:
+            self._hidden_retries.tell(endpoint.provider)
+        return observation
+
+    def _observe(self, request: Any) -> Observation | None:
+        if not self.is_wanted():
+            return None
+        try:
+            url = request.url
+            port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
+            # A body that is streamed out is not read.
+            return self.observe(
+                request.method, url.host, port, url.path, request.headers, lambda: getattr(request, "_content", b"")
+            )
+        except Exception as error:  # noqa: BLE001 - the user's request goes on unseen
+            self._faults.tell("reading a request", error)
+            return None
+
+    def _attach(self, library: ModuleType, response: Any, observation: Observation, teed: Any) -> None:
+        with self._faults.contained("attaching to an answer"):
+            is_read = hasattr(response, "_content")  # made in memory by a mock, and never streamed
+            decode = None if is_read else _decoder_of(library, response)
+            if not observation.answered(response.status_code, response.headers, decode):
+                return
+            if is_read:
+                observation.feed(response.content)
+                observation.finished()
+            else:
+                response.stream = teed(response.stream, observation)
+
+
+def _decoder_of(library: ModuleType, response: Any) -> Decode | None:
+    """A decoder of our own for the answer's content encoding, from the library's; ``None`` for plain bytes."""
+    encoding = response.headers.get("content-encoding")
+    if not encoding or encoding.strip().lower() == "identity":
+        return None
+    decoder: Any = library.Response(200, headers={"content-encoding": encoding})._get_content_decoder()
+
+    def decode(data: bytes) -> Iterable[bytes]:
+        decoded: bytes | Iterable[bytes] = decoder.decode(data)  # httpx: all at once, httpx2: in bounded pieces
+        return (decoded,) if isinstance(decoded, bytes) else decoded
+
+    return decode
+
+
+def _teed_stream(library: ModuleType) -> Any:
+    base: Any = library.SyncByteStream
+
+    class TeedStream(base):  # type: ignore[misc]  # the class is the library's that was imported
+        """Passes an answer's bytes on and shows them to the observation."""
+
+        def __init__(self, inner: Any, observation: Observation) -> None:
+            self._inner = inner
+            self._observation = observation
+
+        def __iter__(self) -> Iterator[bytes]:
+            feed = self._observation.feed
+            try:
+                for data in self._inner:
+                    feed(data)
+                    yield data
+            except BaseException:
+                self._observation.broke_off()
+                raise
+            self._observation.finished()
+
+        def close(self) -> None:
+            try:
+                self._inner.close()
+            finally:
+                self._observation.broke_off()
+
+        def __del__(self) -> None:
+            self._observation.broke_off()
+
+    return TeedStream
+
+
+def _teed_async_stream(library: ModuleType) -> Any:
+    base: Any = library.AsyncByteStream
+
+    class TeedAsyncStream(base):  # type: ignore[misc]  # as above
+        """Passes an answer's bytes on and shows them to the observation."""
+
+        def __init__(self, inner: Any, observation: Observation) -> None:
+            self._inner = inner
+            self._observation = observation
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            feed = self._observation.feed
+            try:
+                async for data in self._inner:
+                    feed(data)
+                    yield data
+            except BaseException:
+                self._observation.broke_off()
+                raise
+            self._observation.finished()
+
+        async def aclose(self) -> None:
+            try:
+                await self._inner.aclose()
+            finally:
+                self._observation.broke_off()
+
+        def __del__(self) -> None:
+            self._observation.broke_off()
+
+    return TeedAsyncStream

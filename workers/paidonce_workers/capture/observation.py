@@ -1,0 +1,209 @@
+"""``Observation``: one HTTP request to a provider, from its sending to the end of its answer.
+
+Made where a request is sent inside a step; ends exactly once, in whatever
+thread the answer ends, and hands a ``CapturedCall`` to the recorder of the
+attempt that sent it. Reads of the request nothing but the model's name.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+import orjson
+
+from paidonce.attempt_policies import GuardedRequest
+from paidonce.captured_calls import CapturedCall
+from paidonce.usage import CallRecorder
+from paidonce_models.money import nanousd_from_usd
+from paidonce_models.usage import CallRecord, CallStatus, UsageSource
+from paidonce_workers.capture.answers import AnswerReader, reader_for
+from paidonce_workers.capture.faults import Faults
+from paidonce_workers.capture.hosts import Endpoint
+from paidonce_workers.capture.retries import Retries, fingerprint
+
+PARSED_REQUEST_BYTES: Final = 16 * 1024
+"""A request up to here is parsed for its model; a longer one is searched."""
+RETRY_HEADER: Final = "x-stainless-retry-count"
+"""Set by the SDKs of OpenAI and Anthropic on each request."""
+REQUEST_ID_HEADERS: Final = (
+    *("x-request-id", "request-id", "apim-request-id", "x-goog-request-id", "x-generation-id", "cf-ray"),
+)
+GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
+
+Decode = Callable[[bytes], Iterable[bytes]]
+
+
+class Observation:
+    """Every method is contained: none of them raises."""
+
+    def __init__(
+        self,
+        *,
+        recorder: CallRecorder,
+        endpoint: Endpoint,
+        tool: str | None,
+        faults: Faults,
+        retries: Retries,
+        path: str,
+        request_headers: Mapping[str, str],
+        content: bytes,
+        guard: GuardedRequest | None = None,
+    ) -> None:
+        self.guard = guard
+        self._recorder = recorder
+        self._endpoint = endpoint
+        self._tool = tool
+        self._faults = faults
+        self._model = requested_model(content) or endpoint.model
+        self._retries = retries
+        self._fingerprint = fingerprint(path, content)
+        said = retry_number(request_headers.get(RETRY_HEADER))
+        self.http_retry = retries.number(recorder, self._fingerprint) if said is None else said
+        self._started_at_us = recorder.now_us()
+        self._started = time.perf_counter()
+        self._reader: AnswerReader | None = None
+        self._decode: Decode | None = None
+        self._ids: tuple[str, ...] = ()
+        self._cost_nanousd: int | None = None
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    def answered(self, status_code: int, headers: Mapping[str, str], decode: Decode | None) -> bool:
+        """The head of the answer is here; whether its body is to be read. ``decode`` undoes its content encoding."""
+        with self._faults.contained("reporting to a circuit"):
+            if self.guard is not None:
+                self.guard.answered(status_code, headers)
+        with self._faults.contained("reading an answer's head"):
+            self._ids = tuple(dict.fromkeys(headers[name] for name in REQUEST_ID_HEADERS if headers.get(name)))
+            if status_code >= 400:
+                self._end(CallStatus.FAILED)
+            elif status_code >= 300:  # a redirection; the request that follows it is seen by itself
+                self._has_ended = True
+            self._cost_nanousd = gateway_cost(headers.get(GATEWAY_COST_HEADER))
+            self._reader = reader_for(self._endpoint.api, headers.get("content-type") or "")
+            self._decode = decode
+        return not self._has_ended
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, as they came over the wire."""
+        if self._has_ended or self._reader is None:
+            return
+        try:
+            if self._decode is None:
+                self._reader.feed(data)
+            else:
+                for decoded in self._decode(data):
+                    self._reader.feed(decoded)
+            if self._reader.answer.has_closed:
+                self._end(CallStatus.OK)
+        except Exception as error:  # noqa: BLE001 - as `contained`, which costs more on each piece of a stream
+            self._faults.tell("reading an answer", error)
+
+    def finished(self) -> None:
+        """The body has come to its end; a stream that did not say its last word was cut all the same."""
+        self._end(CallStatus.OK)
+
+    def broke_off(self) -> None:
+        """The answer was closed or failed before its end."""
+        self._end(CallStatus.CUT)
+
+    def failed(self, error: BaseException) -> None:
+        """No answer came. An interruption of ours says nothing of the provider: it may well have worked, and bill."""
+        with self._faults.contained("reporting to a circuit"):
+            if self.guard is not None:
+                self.guard.failed(error)
+        self._end(CallStatus.FAILED if isinstance(error, Exception) else CallStatus.CUT)
+
+    def _end(self, status: CallStatus) -> None:
+        with self._faults.contained("recording a call"):
+            with self._lock:
+                if self._has_ended:
+                    return
+                self._has_ended = True
+            duration_us = int((time.perf_counter() - self._started) * 1e6)
+            reader = self._reader
+            if reader is not None:
+                with self._faults.contained("reading an answer's end"):
+                    reader.end()
+                    if status is not CallStatus.FAILED:
+                        status = CallStatus.OK if reader.answer.is_complete else CallStatus.CUT
+            if status is CallStatus.FAILED:
+                self._retries.failed(self._recorder, self._fingerprint)
+            else:
+                self._retries.answered(self._recorder, self._fingerprint)
+            answer = None if reader is None else reader.answer
+            ids = self._ids if answer is None or answer.id is None else (*self._ids, answer.id)
+            captured = CapturedCall(
+                call=CallRecord(
+                    kind=self._endpoint.kind,
+                    started_at_us=self._started_at_us,
+                    duration_us=duration_us,
+                    tool=self._tool,
+                    provider=self._endpoint.provider,
+                    model_requested=self._model,
+                    usage_source=UsageSource.MISSING,
+                    status=status,
+                    http_retry=self.http_retry,
+                    provider_request_id=ids[0] if ids else None,
+                    cost_nanousd=self._cost_nanousd,
+                    price_source=None if self._cost_nanousd is None else "gateway",
+                ),
+                answer=None if answer is None else answer.fields,
+                output_is_known=status is CallStatus.OK or (answer is not None and answer.has_final_usage),
+                ids=ids,
+            )
+            self._recorder.append_captured(captured)
+
+
+def requested_model(content: bytes) -> str | None:
+    """The model that a request's body names. A long body (images, a conversation) is searched, not parsed."""
+    if len(content) > PARSED_REQUEST_BYTES:
+        found = models_in(content)
+        if len(found) == 1:
+            return str(orjson.loads(b'"' + found.pop() + b'"'))
+    if not content:
+        return None
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    model = document.get("model") if isinstance(document, dict) else None
+    return model if isinstance(model, str) and model else None
+
+
+def models_in(content: bytes) -> set[bytes]:
+    """All strings under the name ``model`` at any depth, the first few of them."""
+    found: set[bytes] = set()
+    start = content.find(b'"model"')  # many times faster than the expression on a long text
+    while start >= 0 and len(found) < 2:
+        match = _MODEL.match(content, start)
+        if match is not None:
+            found.add(match[1])
+        start = content.find(b'"model"', start + 7)
+    return found
+
+
+def retry_number(header: str | None) -> int | None:
+    """Which retry of the SDK's own this request is, 0 for a first one; ``None`` where the client does not say."""
+    return min(int(header), 1_000) if header is not None and header.isascii() and header.isdigit() else None
+
+
+def gateway_cost(header: str | None) -> int | None:
+    """The cost a gateway states, in nano-dollars; ``None`` if it states none.
+
+    LiteLLM writes 0 both for a model whose price it does not know and before a
+    stream has begun, so that 0 says nothing here.
+    """
+    if not header:
+        return None
+    try:
+        cost = Decimal(header)
+    except InvalidOperation:
+        return None
+    return nanousd_from_usd(cost, round_to_nano=True) if cost.is_finite() and cost > 0 else None

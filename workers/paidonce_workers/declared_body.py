@@ -1,0 +1,35 @@
+"""Calling a step's function with the arguments of its claim, in a worker or in a child process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from paidonce.attempt_policies import AttemptPolicies, under_policies
+from paidonce.current_step import CurrentStep, executing
+from paidonce.registry import AnyStep
+from paidonce.usage import CallRecorder, innermost_tool, recording_into
+from paidonce_models.store.claims import Claim
+
+
+def run_declared(
+    declaration: AnyStep,
+    claim: Claim,
+    recorder: CallRecorder,
+    policies: AttemptPolicies | None,
+    call: Callable[[Callable[..., Any], list[object], dict[str, object]], object],
+) -> bytes:
+    """Decode the arguments, run the body through ``call``, encode the result; the JSON of what it returned."""
+    args, kwargs = declaration.parameters.decode_arguments(claim.arguments)
+    results = declaration.result_codec  # before the body: what has no form to be stored in shall not be paid
+    token = executing.set(
+        CurrentStep(run_id=claim.run_id, step=claim.position, attempt=claim.attempt, agent=claim.agent, name=claim.name)
+    )
+    try:
+        tool = innermost_tool(declaration.name) if declaration.kind == "tool" else nullcontext()
+        with recording_into(recorder), under_policies(policies), tool:
+            value = call(declaration.fn, args, kwargs)
+    finally:
+        executing.reset(token)
+    return results.encode(value, f"result of step {claim.position} ({claim.name})")

@@ -1,0 +1,85 @@
+"""From an attempt's failure to its completion: tried again, put aside until a circuit may have healed, or final."""
+
+from __future__ import annotations
+
+import random
+
+from paidonce.policies import ResolvedPolicy, describe_failure
+from paidonce.user_errors import error_of, traceback_of
+from paidonce_models.errors import CircuitOpen
+from paidonce_models.states import AttemptOutcome
+from paidonce_models.store.completion import Completion
+from paidonce_models.store.parked_steps import Parking
+from paidonce_workers.attempt import Attempt
+from paidonce_workers.isolation import ChildError
+from paidonce_workers.resilience import Follows, StepCircuits, decide, outcome_for, parking_for
+
+
+class FailedAttempts:
+    """Judges failures for one process."""
+
+    def __init__(self, circuits: StepCircuits, worker: str) -> None:
+        self._circuits = circuits
+        self._worker = worker
+
+    def completion_of(
+        self, attempt: Attempt, error: BaseException, outcome: AttemptOutcome, as_seen_by_policy: BaseException
+    ) -> Completion:
+        """What the failure comes to; the circuits that let the attempt through are told of it.
+
+        A circuit that was found open in mid-step ends the attempt as short-circuited, whatever a client made of it.
+        """
+        policy = attempt.policy
+        failed = as_seen_by_policy.failure if isinstance(as_seen_by_policy, ChildError) else None
+        failed = describe_failure(as_seen_by_policy) if failed is None else failed
+        attempt.gate.report(policy.circuit, outcome_for(as_seen_by_policy, failed))
+        found_open = circuit_open_in(error)
+        refused = attempt.circuits.refused_by_provider if found_open is not None else None
+        parking: Parking | None = None
+        retry_after_us: int | None = None
+        counts = True
+        if refused is not None and refused.when_open == "park":
+            parking, counts = refused.parking, False
+        else:
+            decision = decide(
+                policy.policy,
+                failed,
+                failures=attempt.claim.failed + 1,
+                elapsed_seconds=attempt.elapsed_seconds,
+                idempotent=attempt.declaration.idempotent,
+                was_probe=attempt.gate.was_probe,
+                uniform=random.uniform,
+            )
+            if decision.follows is Follows.PARK and policy.policy.breaker is not None:
+                parking, counts = parking_for(policy, policy.policy.breaker.open_base_seconds), False
+            elif decision.follows is Follows.RETRY:
+                retry_after_us = int((decision.wait_seconds + self._put_off_seconds(policy)) * 1e6)
+        return Completion(
+            claim=attempt.claim,
+            worker=self._worker,
+            outcome=outcome if found_open is None else AttemptOutcome.SHORT_CIRCUITED,
+            error=getattr(error, "paidonce_error", None) or error_of(error if found_open is None else found_open),
+            traceback=getattr(error, "paidonce_traceback", None) or traceback_of(error),
+            retry_after_us=retry_after_us,
+            parking=parking,
+            counts_as_failure=counts,
+            calls=attempt.take_calls(self._circuits),
+            refused_calls=attempt.circuits.refused_calls,
+        )
+
+    def _put_off_seconds(self, policy: ResolvedPolicy) -> float:
+        """How much longer a retry waits because the fleet has used up its retry budget for this target."""
+        breakers, budget = self._circuits.breakers, policy.policy.retry_budget
+        return 0.0 if breakers is None or budget is None else breakers.retry_allowed(policy.target, budget)
+
+
+def circuit_open_in(error: BaseException) -> CircuitOpen | None:
+    """A circuit that was found open further in, and that a client's own error may wrap."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        if isinstance(following, CircuitOpen):
+            return following
+        seen.add(id(following))
+        following = following.__cause__
+    return None

@@ -1,0 +1,152 @@
+"""Renewing leases: one thread per process, one connection of its own, all leases in one statement.
+
+Usage of calls that have finished travels along, so that a crash loses at most
+one heartbeat of known cost; so does that of calls which outlived their attempt.
+What the store no longer grants is interrupted here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from sqlalchemy import Connection
+
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError
+from paidonce_models.store.leases import LeaseKey, renew_leases
+from paidonce_models.store.ledger import NewCalls, insert_calls_of
+from paidonce_models.store.workers import worker_seen
+from paidonce_models.usage import CallRecord
+from paidonce_workers.body_runner import BodyRunner
+from paidonce_workers.breakers import CircuitBreakers
+from paidonce_workers.held_leases import HeldLease, HeldLeases
+from paidonce_workers.interrupt import Reason
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """The heartbeat of one process."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        held: HeldLeases,
+        bodies: BodyRunner,
+        worker: str,
+        registered_as: str | None,
+        lease_seconds: float,
+        every_seconds: float,
+        breakers: CircuitBreakers | None = None,
+    ) -> None:
+        """``registered_as`` is the worker whose being alive this heartbeat also reports."""
+        self._database = database
+        self._held = held
+        self._bodies = bodies
+        self._worker = worker
+        self._registered_as = registered_as
+        self._lease_us = int(lease_seconds * 1e6)
+        self._every_seconds = every_seconds
+        self._breakers = breakers
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="paidonce-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating, wait for the beat under way and write what is left of ended attempts."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        late = self._held.take_late()
+        if late:
+            try:
+                drained = {lease.key: lease.recorder.drain() for lease in late}
+                self._database.transact(lambda connection: self._insert(connection, late, drained))
+            except StoreError as error:
+                log.warning(
+                    "calls of %d ended attempts were not written: %s",
+                    len(late),
+                    error.message,
+                    extra={"event": "late_calls_lost"},
+                )
+
+    def _serve(self) -> None:
+        while not self._stopping.wait(self._every_seconds):
+            try:
+                self.beat()
+                self._renew_probes()
+            except StoreError as error:
+                log.warning("leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
+            except Exception:
+                log.exception("the heartbeat failed", extra={"event": "heartbeat_failed"})
+
+    def _renew_probes(self) -> None:
+        """Attempts that find out if a circuit may close keep their places, after the leases: those come first."""
+        if self._breakers is not None:
+            self._breakers.renew(token for lease in self._held.all() for token in lease.probe_tokens)
+
+    def beat(self) -> None:
+        """Renew everything that is held now, write its finished calls, stop what is no longer granted."""
+        held = self._held.all()
+        late = self._held.take_late()
+        if not held and not late and self._registered_as is None:
+            return
+        spending = [*held, *late]
+        drained = {lease.key: lease.recorder.drain() for lease in spending}
+        try:
+            states = self._database.transact(
+                lambda connection: self._write(connection, held, spending, drained), urgent=True
+            )
+        except BaseException:
+            for lease in spending:
+                lease.recorder.give_back(drained[lease.key])
+            raise
+        for lease in held:
+            state = states.get(lease.key)
+            if state in ("running", "unknown") or not self._held.holds(lease.key):
+                continue
+            reason = Reason.CANCELLED if state == "cancelled" else Reason.FENCED
+            if self._bodies.interrupt(lease.key, reason):
+                log.info(
+                    "step %d of run %s is stopped: %s",
+                    lease.key.position,
+                    lease.key.run_id,
+                    reason,
+                    extra={"event": "step_interrupted", "run_id": lease.key.run_id, "step": lease.key.position},
+                )
+
+    def _write(
+        self,
+        connection: Connection,
+        held: list[HeldLease],
+        spending: list[HeldLease],
+        drained: dict[LeaseKey, list[CallRecord]],
+    ) -> dict[LeaseKey, str]:
+        states = renew_leases(
+            connection, worker=self._worker, held=[lease.key for lease in held], lease_us=self._lease_us
+        )
+        self._insert(connection, spending, drained)
+        if self._registered_as is not None:
+            worker_seen(connection, self._registered_as)
+        return states
+
+    def _insert(
+        self, connection: Connection, leases: list[HeldLease], drained: dict[LeaseKey, list[CallRecord]]
+    ) -> None:
+        insert_calls_of(
+            connection,
+            [
+                NewCalls(
+                    run_id=lease.key.run_id,
+                    position=lease.key.position,
+                    attempt=lease.key.attempt,
+                    step=lease.step_name,
+                    records=drained[lease.key],
+                )
+                for lease in leases
+            ],
+        )

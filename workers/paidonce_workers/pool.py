@@ -1,0 +1,369 @@
+"""The default Celery pool of a worker: threads whose tasks can be timed out, revoked and drained.
+
+Owns the threads and what Celery expects of a pool: accept, success, failure and
+time-out callbacks, in an order that acknowledges late and exactly once. The
+stock threads pool ignores time limits and ``revoke(terminate=True)`` and swallows
+whatever a callback raises; here limits and revokes interrupt the task (through
+``interrupt.TaskScope``, so a step's *body* is stopped and the executor around it
+still completes), and every failure of a callback is logged.
+
+Must never know the store, leases or steps. A thread that is blocked in C cannot
+be stopped; it is reported, and at the end of a drain the process leaves it
+behind (``worker_program``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency import thread
+from celery.exceptions import SoftTimeLimitExceeded, Terminated
+
+from paidonce_models.errors import PaidonceError, StepInterrupt
+from paidonce_workers.deadlines import Deadlines
+from paidonce_workers.draining import Drain
+from paidonce_workers.interrupt import Reason, TaskScope, call_interruptibly, current_task_scope
+from paidonce_workers.machinery import machinery_of
+from paidonce_workers.turn import Turn, current_turn
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_THREADS = 16
+
+
+class TaskExited(PaidonceError):
+    """A task raised something that would end a thread or a process; it is an ordinary failure of that task."""
+
+    code = "task_exited"
+
+
+class Job:
+    """One Celery task in the pool; also the result object through which Celery's request terminates it."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        call: Callable[[], Any],
+        accept_callback: Callable[[int, float], object] | None,
+        success_callback: Callable[[Any], object] | None,
+        error_callback: Callable[[Any], object] | None,
+        timeout_callback: Callable[[bool, float], object] | None,
+        soft_limit_seconds: float | None,
+        hard_limit_seconds: float | None,
+        deadlines: Deadlines,
+    ) -> None:
+        self.name = name
+        self.future: Future[None] = Future()
+        self._call = call
+        self._accept_callback = accept_callback
+        self._success_callback = success_callback
+        self._error_callback = error_callback
+        self._timeout_callback = timeout_callback
+        self._soft_limit_seconds = soft_limit_seconds
+        self._hard_limit_seconds = hard_limit_seconds
+        self._deadlines = deadlines
+        self._scope = TaskScope()
+        self._lock = threading.RLock()  # a signal's handler may terminate what its own thread was looking at
+        self._ended = False
+        self._hard_limit_passed = False
+        self._handed_back = False
+        self._terminated_by: int | None = None
+
+    # What Celery's Request and its callers use of an apply result.
+
+    def get(self, timeout: float | None = None) -> None:
+        """Wait for the end of the task, whatever it is."""
+        self.future.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of the task; says nothing when time is out."""
+        wait([self.future], timeout)
+
+    def terminate(self, signal: int) -> None:
+        """Stop the task: it was revoked, or the worker shuts down cold. The request has announced it already."""
+        with self._lock:
+            if self._ended:
+                return
+            cold_shutdown = bool(getattr(self._request(), "_already_cancelled", False))
+            if cold_shutdown:
+                self._handed_back = True
+            else:
+                self._terminated_by = signal
+        self._scope.interrupt(Reason.HANDED_BACK if cold_shutdown else Reason.REVOKED)
+
+    # What the pool uses.
+
+    def hand_back(self) -> None:
+        """Stop the task because the worker stops; its message stays with the broker unless the task still ends."""
+        with self._lock:
+            if self._ended:
+                return
+            self._handed_back = True
+        self._scope.interrupt(Reason.HANDED_BACK)
+
+    def run(self) -> None:
+        """In a pool thread: accept, call, call back."""
+        token = current_task_scope.set(self._scope)
+        deadlines = []
+        try:
+            if self._accept_callback is not None:
+                self._call_back(self._accept_callback, os.getpid(), time.monotonic())
+            if self._is_stopped_before_it_began():
+                return
+            if self._soft_limit_seconds is not None:
+                deadlines.append(self._deadlines.add(self._soft_limit_seconds, self._pass_soft_limit))
+            if self._hard_limit_seconds is not None:
+                deadlines.append(self._deadlines.add(self._hard_limit_seconds, self._pass_hard_limit))
+            try:
+                value = call_interruptibly(self._scope, self._call)
+            except BaseException as error:  # noqa: BLE001 - every end of a task is reported to its request
+                self._end_with(error)
+            else:
+                self._end_with_value(value)
+        finally:
+            for deadline in deadlines:
+                deadline.cancel()
+            current_task_scope.reset(token)
+
+    def _is_stopped_before_it_began(self) -> bool:
+        """A request that is revoked while it waits is terminated on acceptance, when it may not know this job yet."""
+        with self._lock:
+            if self._terminated_by is not None or self._handed_back:
+                return True
+        request = self._request()
+        return any(getattr(request, name, False) for name in ("_already_revoked", "_already_cancelled"))
+
+    def _request(self) -> object:
+        """Celery's request, found through its bound callback: there is no other way to it from a pool."""
+        return getattr(self._accept_callback, "__self__", None)
+
+    def _pass_soft_limit(self) -> None:
+        with self._lock:
+            if self._ended or self._hard_limit_passed:
+                return
+        self._scope.interrupt(Reason.TIMED_OUT, SoftTimeLimitExceeded)
+        if self._timeout_callback is not None:
+            self._call_back(self._timeout_callback, True, self._soft_limit_seconds)
+
+    def _pass_hard_limit(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._hard_limit_passed = True
+        self._scope.interrupt(Reason.TIMED_OUT)
+        # Now, not when the thread gives in: as under prefork, the request ends at its limit.
+        if self._timeout_callback is not None:
+            self._call_back(self._timeout_callback, False, self._hard_limit_seconds)
+
+    def _mark_ended(self) -> bool:
+        """True if the request still waits to hear of the end."""
+        with self._lock:
+            self._ended = True
+            return not self._hard_limit_passed
+
+    def _end_with_value(self, value: Any) -> None:
+        if not self._mark_ended():
+            return
+        if self._terminated_by is not None:
+            # Announced as revoked; Celery would announce it as succeeded as well.
+            self._report(Terminated(self._terminated_by))
+        elif self._success_callback is not None:
+            turn = current_turn.get()
+            if turn is not None and isinstance(value, tuple) and not value[0]:  # Celery: (failed, value, runtime)
+                turn.hold_acknowledgement(self._request())
+            self._call_back(self._success_callback, value)
+
+    def _end_with(self, error: BaseException) -> None:
+        if not self._mark_ended():
+            return
+        if self._terminated_by is not None:
+            self._report(Terminated(self._terminated_by))
+        elif self._handed_back and isinstance(error, StepInterrupt):
+            # Not acknowledged: the broker gives the message to another worker when this connection closes.
+            logger.info("%s was interrupted; its message goes back", self.name, extra={"event": "task_handed_back"})
+        elif isinstance(error, Exception) and not isinstance(error, MemoryError):
+            self._report(error)
+        else:
+            exited = TaskExited(f"{self.name} raised {type(error).__name__}: {error}")
+            exited.__cause__ = error
+            self._report(exited)
+
+    def _report(self, error: BaseException) -> None:
+        if self._error_callback is None:
+            return
+        # Never WorkerLostError, as the stock pool has it: nothing was lost, and it would put the message back for ever.
+        try:
+            raise error
+        except BaseException:  # noqa: BLE001 - only to give it a traceback
+            info = ExceptionInfo()
+        self._call_back(self._error_callback, info)
+
+    def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except BaseException:
+            logger.exception(
+                "Celery's %s failed for %s; its message may come again",
+                getattr(callback, "__name__", "callback"),
+                self.name,
+                extra={"event": "pool_callback_failed"},
+            )
+
+
+class _OfThisThread(threading.local):
+    """What a signal's handler must know of the code that it has interrupted."""
+
+    applies = False
+    drains_next = False
+
+
+class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no types
+    """Threads with time limits, terminate and a bounded drain. Chosen by ``worker_program.choose_pool``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Replaces the stock executor, which has started no thread yet.
+        self.executor = ThreadPoolExecutor(max_workers=self.limit, thread_name_prefix="paidonce-worker")
+        self.machinery = machinery_of(self.app)
+        self.drain: Drain | None = None
+        self._jobs: set[Job] = set()
+        self._jobs_lock = threading.Lock()
+        self._own = _OfThisThread()
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[[Any], object] | None = None,
+        accept_callback: Callable[[int, float], object] | None = None,
+        timeout_callback: Callable[[bool, float], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> Job:
+        """Run ``target`` in a thread. Limits are in seconds; 0 and None mean the worker's own, as all over Celery."""
+        arguments = args or ()
+        job = Job(
+            # The first two arguments of Celery's trace function are the task's name and id.
+            name="[".join(map(str, arguments[:2])) + "]" if len(arguments) > 1 else repr(target),
+            call=partial(target, *arguments, **(kwargs or {})),
+            accept_callback=accept_callback,
+            success_callback=callback,
+            error_callback=error_callback,
+            timeout_callback=timeout_callback,
+            soft_limit_seconds=soft_timeout or self.options.get("soft_timeout") or None,
+            hard_limit_seconds=timeout or self.options.get("timeout") or None,
+            deadlines=self.machinery.bodies.deadlines,
+        )
+        self._own.applies = True
+        try:
+            self._begin(job, current_turn.get())
+        finally:
+            self._own.applies = False
+        if self._own.drains_next:
+            self._drain(0.0)
+        return job
+
+    def _begin(self, job: Job, turn: Turn[Job] | None) -> None:
+        with self._jobs_lock:
+            # A message that still comes while the worker stops is not begun and not acknowledged.
+            if self.drain is None:
+                self._jobs.add(job)
+                if turn is None:
+                    job.future = self.executor.submit(self._run, job)
+                else:  # delivered by this very thread, in `_deliver_here`
+                    turn.following = job
+
+    def _run(self, job: Job) -> None:
+        """In a pool thread: a message of the broker, and what this thread goes on with after it."""
+        turn: Turn[Job] = Turn(may_take=self._may_take, seconds=self.machinery.turn_seconds)
+        token = current_turn.set(turn)
+        try:
+            self._run_one(job)
+            while (following := self._deliver_here(turn)) is not None:
+                try:
+                    self._run_one(following)
+                finally:
+                    following.future.set_result(None)
+        finally:
+            current_turn.reset(token)
+
+    def _may_take(self, queue: str, task: str) -> bool:
+        delivery = self.machinery.local_delivery
+        return self.drain is None and delivery is not None and delivery.may_take(queue, task)
+
+    def _run_one(self, job: Job) -> None:
+        try:
+            job.run()
+        finally:
+            with self._jobs_lock:
+                self._jobs.discard(job)
+
+    def _deliver_here(self, turn: Turn[Job]) -> Job | None:
+        """The job of the message that this turn goes on with; ``None`` where the turn is over."""
+        kept = turn.take()
+        delivery = self.machinery.local_delivery
+        if kept is None or delivery is None:
+            return None
+        try:
+            delivery.deliver(kept)
+        except Exception:
+            logger.exception(
+                "a step could not be begun where the last one ended; it goes over the broker",
+                extra={"event": "local_delivery_failed"},
+            )
+        following, turn.following = turn.following, None
+        if following is None:
+            # The worker stops, or it failed: the broker has it, or else the sweeper will.
+            kept.acknowledge(logger, ())
+            if self.machinery.give_away is not None:
+                self.machinery.give_away(kept)
+        return following
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Does nothing: under prefork this kills the child; here ``Job.terminate``, which Celery calls next, acts."""
+
+    def jobs(self) -> list[Job]:
+        """What runs or waits for a thread."""
+        with self._jobs_lock:
+            return list(self._jobs)
+
+    def on_stop(self) -> None:
+        """Warm shutdown: let tasks end for ``drain_seconds``, then hand back the rest. Never waits longer."""
+        self._drain(self.machinery.drain_seconds)
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: hand everything back now."""
+        self._drain(0.0)
+
+    def _drain(self, seconds: float) -> None:
+        if self._own.applies:
+            # Celery drains in its handler of SIGQUIT, which has interrupted `on_apply` in this very thread: the locks
+            # that it holds, ours and the executor's, would never be free. The task that is about to begin was not
+            # there to be cancelled by that handler, hence no waiting for it.
+            self._own.drains_next = True
+            return
+        with self._jobs_lock:
+            if self.drain is not None:  # a second signal, or Celery's own second call
+                return
+            self.drain = Drain(machinery=self.machinery)
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        with self._jobs_lock:
+            self._jobs = {job for job in self._jobs if not job.future.cancelled()}
+        self.drain.run(self.jobs, seconds)
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()
+        info["running"] = [str(key) for key in self.machinery.bodies.running()]
+        return info

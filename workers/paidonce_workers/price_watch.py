@@ -1,0 +1,80 @@
+"""The price book of one process: list prices and the store's own rows, read again every so often.
+
+Owns when the rows are read: once before the process takes its first step, then
+on a thread of its own, which holds up neither a heartbeat nor anybody's call.
+Whoever prices a call takes the book that is there. A store that is away, or
+rows that cannot be used, leave the book as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Final
+
+from paidonce_models.database import Database
+from paidonce_models.errors import PaidonceError
+from paidonce_models.pricing import PriceBook
+from paidonce_models.store.prices import read_price_rows
+
+log = logging.getLogger(__name__)
+
+READ_EVERY_SECONDS: Final = 30.0
+"""How long a worker may not know of a new row."""
+FIRST_READ_AGAIN_SECONDS: Final = 1.0
+"""Until the rows were read once, calls might be priced by the list alone."""
+
+
+class PriceWatch:
+    """Keeps a ``PriceBook`` up to date with the store. Safe to use from many threads."""
+
+    def __init__(self, *, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._book = PriceBook()
+        self._was_read = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="paidonce-prices", daemon=True)
+
+    def current(self) -> PriceBook:
+        """The book to price a call with; opens no connection and waits for nothing."""
+        return self._book
+
+    def start(self) -> None:
+        """Read the rows now, and again from time to time; a store that is away is tried again."""
+        self.read()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; waits for a read under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def read(self) -> None:
+        """Take over what the store holds now; never raises."""
+        try:
+            with self._database.read() as connection:
+                rows = [view.row for view in read_price_rows(connection, self._namespace)]
+            book = PriceBook(rows)
+        except PaidonceError as error:
+            log.warning(
+                "price rows could not be read, those known before are used: %s",
+                error.message,
+                extra={"event": "prices_not_read"},
+            )
+            return
+        except Exception:
+            log.exception(
+                "price rows could not be read, those known before are used", extra={"event": "prices_not_read"}
+            )
+            return
+        self._was_read = True
+        if book.rows != self._book.rows:
+            # A book remembers what it has looked up, so an unchanged one is kept.
+            self._book = book
+            log.info("calls are priced with %d own price rows", len(rows), extra={"event": "prices_read"})
+
+    def _serve(self) -> None:
+        while not self._stopping.wait(READ_EVERY_SECONDS if self._was_read else FIRST_READ_AGAIN_SECONDS):
+            self.read()

@@ -1,0 +1,76 @@
+"""What follows a failed attempt: another try after a wait, sleep until its circuit may have healed, or the end.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from paidonce.policies import Failure, Policy
+
+NEVER_ARRIVED = frozenset(
+    {
+        *("ConnectionRefusedError", "gaierror", "CircuitOpen"),
+        *("ConnectError", "ConnectTimeout"),  # httpx and requests: while connecting
+        *("ClientConnectorError", "NewConnectionError", "ConnectTimeoutError"),  # aiohttp, urllib3
+    }
+)
+"""Kinds of failures in which the other side was never reached: what is not idempotent may be tried again."""
+
+
+OUR_REFUSAL = "InvalidInput"
+"""What Paidonce itself refuses, a result that cannot be stored say, will be refused again: unless it is named."""
+
+
+class Follows(StrEnum):
+    """What is done."""
+
+    RETRY = "retry"
+    PARK = "park"
+    END = "end"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What is done; ``wait_seconds`` of a retry."""
+
+    follows: Follows
+    wait_seconds: float = 0.0
+
+
+def decide(
+    policy: Policy,
+    failure: Failure,
+    *,
+    failures: int,
+    elapsed_seconds: float,
+    idempotent: bool,
+    was_probe: bool,
+    uniform: Callable[[float, float], float],
+) -> Decision:
+    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time.
+
+    A probe that failed has shown that the circuit stays open: it was sent on behalf of all that wait, so its step
+    goes back to them and it does not count.
+    """
+    may_repeat = idempotent or not failure.kinds.isdisjoint(NEVER_ARRIVED)
+    breaker = policy.breaker
+    if (
+        was_probe
+        and may_repeat
+        and breaker is not None
+        and breaker.when_open == "park"
+        and not breaker.ignores(failure)
+    ):
+        return Decision(follows=Follows.PARK)
+    covered = policy.retry.covers(failure) and (OUR_REFUSAL not in failure.kinds or bool(policy.retry.retry_on))
+    if failures >= policy.retry.max_attempts or not may_repeat or not covered:
+        return Decision(follows=Follows.END)
+    wait = policy.retry.delay_seconds(failures, uniform, failure.retry_after_seconds)
+    total = policy.timeout.total_seconds
+    if total is not None and elapsed_seconds + wait >= total:
+        return Decision(follows=Follows.END)
+    return Decision(follows=Follows.RETRY, wait_seconds=wait)

@@ -1,0 +1,114 @@
+"""Letting go the steps that wait for open circuits; a part of the sweep of a shard.
+
+While a circuit is open nothing of it moves. When its time is over the oldest step that waits for it is sent: its
+delivery asks the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first, so
+that what has just healed is not knocked over. If Redis has forgotten a circuit it is closed; if Redis is away, each
+step's own due time decides, one step of a circuit to a sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from datetime import datetime
+
+from paidonce_models.database import Database
+from paidonce_models.errors import CircuitStoreUnreachable
+from paidonce_models.store.messages import Message
+from paidonce_models.store.parked_steps import (
+    ParkedAt,
+    circuits_with_parked_steps,
+    give_up_parked,
+    oldest_parked,
+    postpone_parked,
+    unpark_step,
+)
+from paidonce_workers.breakers import CircuitBreakers, CircuitState, CircuitStatus
+
+FIRST_OF_RAMP = 4
+MOST_OF_RAMP = 500
+"""So many are let go in the first sweep after a circuit has closed, twice as many in each that follows, up to this."""
+
+
+class ParkingLot:
+    """What waits in the shards that one worker leads."""
+
+    def __init__(self, database: Database, namespace: str, breakers: CircuitBreakers | None) -> None:
+        """``breakers`` ``None``: they are switched off now, and nothing has to wait any more."""
+        self._database = database
+        self._namespace = namespace
+        self._breakers = breakers
+        self._ramps: dict[tuple[int, str], int] = {}
+
+    def sweep(self, shard: int) -> list[Message]:
+        """Schedule what may be tried, and tell the agents of what has waited too long."""
+        with self._database.read() as connection:
+            waiting = circuits_with_parked_steps(connection, namespace=self._namespace, shard=shard)
+        self._ramps = {key: size for key, size in self._ramps.items() if key[1] in {at.circuit for at in waiting}}
+        if not waiting:
+            return []
+        messages: list[Message] = []
+        states = self._states()
+        for at in waiting:
+            status = None if states is None else states.get(at.circuit)
+            if states is not None and (status is None or status.state is CircuitState.CLOSED):
+                messages += self._ramp(shard, at)
+                continue
+            self._ramps.pop((shard, at.circuit), None)
+            open_for_seconds = 0.0 if status is None else open_seconds(status)
+            if open_for_seconds > 0:
+                self._postpone(shard, at, open_for_seconds)
+            elif at.due_in_us <= 0:
+                messages += self._release(shard, at, most=1, due_only=True)
+        messages += self._database.transact(
+            lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard)
+        )
+        return messages
+
+    def _states(self) -> Mapping[str, CircuitStatus] | None:
+        """What Redis remembers; ``None`` if it is away."""
+        if self._breakers is None:
+            return {}
+        try:
+            return {status.circuit: status for status in self._breakers.states()}
+        except CircuitStoreUnreachable:
+            return None
+
+    def _ramp(self, shard: int, at: ParkedAt) -> list[Message]:
+        size = self._ramps.get((shard, at.circuit), FIRST_OF_RAMP)
+        self._ramps[shard, at.circuit] = min(2 * size, MOST_OF_RAMP)
+        return self._release(shard, at, most=size, due_only=False)
+
+    def _release(self, shard: int, at: ParkedAt, *, most: int, due_only: bool) -> list[Message]:
+        with self._database.read() as connection:
+            keys = oldest_parked(
+                connection, namespace=self._namespace, shard=shard, circuit=at.circuit, most=most, due_only=due_only
+            )
+        messages: list[Message] = []
+        for key in keys:
+            message = self._database.transact(functools.partial(unpark_step, key=key))
+            messages += [] if message is None else [message]
+        return messages
+
+    def _postpone(self, shard: int, at: ParkedAt, seconds: float) -> None:
+        if at.due_in_us >= int(seconds * 1e6) - 1_000_000:
+            return
+        self._database.transact(
+            lambda connection: postpone_parked(
+                connection,
+                namespace=self._namespace,
+                shard=shard,
+                circuit=at.circuit,
+                retry_in_us=int(seconds * 1e6),
+            )
+        )
+
+
+def open_seconds(status: CircuitStatus) -> float:
+    """How much longer the circuit stays open, by the clock that says so; endless if only a person closes it."""
+    if status.state is not CircuitState.OPEN:
+        return 0.0
+    if status.retry_at is None:
+        return 3600.0
+    now: datetime = status.at
+    return max((status.retry_at - now).total_seconds(), 0.0)

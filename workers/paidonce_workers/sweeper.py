@@ -1,0 +1,258 @@
+"""The sweeper: a thread in every worker, one of which leads each shard by a lease in the store.
+
+Publishes again what is due and unclaimed, fires timers, takes back what vanished
+workers held, lets go what a budget has held once it has room, and what waits for an
+open circuit once that may have healed. After a store error
+or a gap of its own it waits a full lease before it takes anything back, so that a
+database failover or a suspended machine does not fence the whole fleet. Whoever
+leads the first shard also adds calls whose cause is final to the ledger's sums.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+
+from sqlalchemy import Connection, text
+
+from paidonce.publishing import Publisher
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError
+from paidonce_models.store.blocking import block_unheld
+from paidonce_models.store.held_steps import let_go, steps_with_room, tidy_held_steps
+from paidonce_models.store.messages import Message
+from paidonce_models.store.parked_steps import tidy_parked_steps
+from paidonce_models.store.rolling_up import ROLL_UP_BATCH, roll_up
+from paidonce_models.store.standing import restate_stale_runs
+from paidonce_models.store.sweeping import (
+    Due,
+    due_timers,
+    expired_leases,
+    fire_timer,
+    lead,
+    resign,
+    take_back,
+    take_due,
+)
+from paidonce_models.store.workers import forget_workers
+from paidonce_workers.breakers import CircuitBreakers
+from paidonce_workers.resilience.parking_lot import ParkingLot
+
+log = logging.getLogger(__name__)
+
+GAP_SECONDS = 5.0
+REPEATS_THAT_DOUBT_THE_QUEUE = 3
+"""A message that was repeated so often is sent although its queue is not empty: it may not be in there."""
+BLOCK_EVERY_SECONDS = 5.0
+ROLL_UP_EVERY_SECONDS = 10.0
+ROLL_UP_BATCHES = 5
+"""What a sweep may spend on the ledger's sums; the rest follows in the next one, and queries are right meanwhile."""
+FORGET_WORKERS_AFTER_US = 7 * 86_400 * 1_000_000
+
+_SERVER_AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+
+
+class Sweeper:
+    """The sweeping of one worker."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        publisher: Publisher,
+        namespace: str,
+        worker: str,
+        shards: int,
+        lease_seconds: float,
+        every_seconds: float,
+        no_worker_seconds: float,
+        breakers: CircuitBreakers | None = None,
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._namespace = namespace
+        self._worker = worker
+        self._shards = shards
+        self._lease_seconds = lease_seconds
+        self._every_seconds = every_seconds
+        self._no_worker_seconds = no_worker_seconds
+        self._parking = ParkingLot(database, namespace, breakers)
+        self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="paidonce-sweeper", daemon=True)
+        self._last_sweep: float | None = None
+        self._take_back_from = 0.0
+        self._block_from = time.time() + BLOCK_EVERY_SECONDS
+        self._roll_up_from = time.time() + ROLL_UP_EVERY_SECONDS
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and give up the lead, so that another worker need not wait for it."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        try:
+            self._database.transact(
+                lambda connection: resign(connection, namespace=self._namespace, leader=self._worker)
+            )
+        except StoreError as error:
+            log.debug("the lead runs out by itself: %s", error)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self.sweep()
+            except StoreError as error:
+                self._be_careful(f"the store could not be reached ({error.message})")
+            except Exception:
+                self._be_careful("a sweep failed")
+                log.exception("a sweep failed", extra={"event": "sweep_failed"})
+            if self._stopping.wait(self._every_seconds):
+                return
+
+    def _be_careful(self, why: str) -> None:
+        if time.time() >= self._take_back_from:
+            log.warning(
+                "nothing is taken back from workers for %.0f s: %s",
+                self._lease_seconds,
+                why,
+                extra={"event": "careful"},
+            )
+        self._take_back_from = time.time() + self._lease_seconds
+
+    def _notice_gap(self) -> None:
+        # The system's clock, because the monotonic one stands still while a machine is suspended.
+        now = time.time()
+        if self._last_sweep is None:
+            self._notice_young_server()
+        elif abs(now - self._last_sweep - self._every_seconds) > GAP_SECONDS:
+            self._be_careful(f"the last sweep was {now - self._last_sweep:.0f} s ago")
+        self._last_sweep = now
+
+    def _notice_young_server(self) -> None:
+        """A worker that starts has seen no outage; a database server that is younger than a lease tells of one."""
+        if self._database.is_sqlite:
+            return
+        with self._database.read() as connection:
+            age = float(connection.execute(_SERVER_AGE).scalar_one())
+        if age < self._lease_seconds:
+            self._be_careful(f"the database server started {age:.0f} s ago")
+
+    def sweep(self) -> None:
+        """One round over the shards that this worker leads."""
+        self._notice_gap()
+        messages: list[Message] = []
+        leads_first = False
+        for shard in range(self._shards):
+            if self._database.transact(lambda connection, shard=shard: self._lead(connection, shard)):  # type: ignore[misc]
+                messages += self._sweep_shard(shard)
+                leads_first = leads_first or shard == 0
+        self._last_sweep = time.time()
+        self._publisher.publish(messages)
+        if leads_first and time.time() >= self._roll_up_from:
+            self._roll_up()
+
+    def _lead(self, connection: Connection, shard: int) -> bool:
+        return lead(connection, namespace=self._namespace, shard=shard, leader=self._worker, lease_us=self._lead_us)
+
+    def _sweep_shard(self, shard: int) -> list[Message]:
+        messages: list[Message] = []
+        if time.time() >= self._take_back_from:
+            messages += self._take_back(shard)
+        with self._database.read() as connection:
+            timers = due_timers(connection, namespace=self._namespace, shard=shard)
+        for timer in timers:
+            fired = self._database.transact(lambda connection, run_id=timer.run_id: fire_timer(connection, run_id))  # type: ignore[misc]
+            if fired is not None:
+                messages.append(fired)
+        due = self._database.transact(lambda connection: take_due(connection, namespace=self._namespace, shard=shard))
+        messages += self._worth_publishing(due)
+        messages += self._let_go(shard)
+        messages += self._parking.sweep(shard)
+        if time.time() >= self._block_from:
+            self._block_from = time.time() + BLOCK_EVERY_SECONDS
+            self._block(shard)
+            self._database.transact(lambda connection: self._tidy(connection, shard))
+            self._database.transact(
+                lambda connection: forget_workers(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
+            )
+        return messages
+
+    def _let_go(self, shard: int) -> list[Message]:
+        """Schedule steps that a budget has held and that it has room for now."""
+        with self._database.read() as connection:
+            found = steps_with_room(connection, namespace=self._namespace, shard=shard)
+        messages: list[Message] = []
+        for key in found:
+            message = self._database.transact(lambda connection, key=key: let_go(connection, key))  # type: ignore[misc]
+            if message is not None:
+                messages.append(message)
+        return messages
+
+    def _tidy(self, connection: Connection, shard: int) -> None:
+        tidy_held_steps(connection, namespace=self._namespace, shard=shard)
+        tidy_parked_steps(connection, namespace=self._namespace, shard=shard)
+        restate_stale_runs(connection, namespace=self._namespace, shard=shard)
+
+    def _roll_up(self) -> None:
+        """Add settled calls to the sums that cost queries read; goes on with the next sweep where there are more."""
+        for _ in range(ROLL_UP_BATCHES):
+            try:
+                rolled = self._database.transact(lambda connection: roll_up(connection, self._namespace))
+            except StoreError:
+                raise
+            except Exception:  # sums that lag are slow and right; nothing may keep the sweep from taking back
+                log.exception("the ledger's sums could not be kept", extra={"event": "roll_up_failed"})
+                rolled = 0
+            if rolled < ROLL_UP_BATCH:
+                self._roll_up_from = time.time() + ROLL_UP_EVERY_SECONDS
+                return
+
+    def _take_back(self, shard: int) -> list[Message]:
+        with self._database.read() as connection:
+            expired = expired_leases(connection, namespace=self._namespace, shard=shard)
+        messages: list[Message] = []
+        why = f"worker not heard of for {self._lease_seconds:g} s"
+        for key in expired:
+            message = self._database.transact(
+                lambda connection, key=key: take_back(connection, key, why=why)  # type: ignore[misc]
+            )
+            log.warning(
+                "step %d of run %s: attempt %d is lost, its worker was not heard of",
+                key.position,
+                key.run_id,
+                key.attempt,
+                extra={"event": "attempt_lost", "run_id": key.run_id, "step": key.position},
+            )
+            if message is not None:
+                messages.append(message)
+        return messages
+
+    def _worth_publishing(self, due: list[Due]) -> list[Message]:
+        """Leave out what most probably waits in its queue: repeating a backlog only makes it longer."""
+        if not due:
+            return []
+        waiting = Counter(entry.message.queue for entry in due)
+        depths = self._publisher.depth(waiting)
+        return [
+            entry.message
+            for entry in due
+            if depths.get(entry.message.queue, 0) < waiting[entry.message.queue]
+            or entry.repeats >= REPEATS_THAT_DOUBT_THE_QUEUE
+        ]
+
+    def _block(self, shard: int) -> None:
+        patience_us = int(self._no_worker_seconds * 1e6)
+        blocked = self._database.transact(
+            lambda connection: block_unheld(connection, namespace=self._namespace, shard=shard, patience_us=patience_us)
+        )
+        if blocked:
+            log.error(
+                "%d run(s) are blocked: no live worker holds their code; `paidonce runs --state blocked` lists them",
+                blocked,
+                extra={"event": "no_worker"},
+            )

@@ -1,0 +1,88 @@
+"""The Celery app of a worker: settings read, modules loaded, tasks registered, hooks connected."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from celery import signals
+
+from paidonce.celery_app import PaidonceCelery, build_celery_app
+from paidonce.module_loading import load_modules
+from paidonce.policies import policies_from_settings
+from paidonce.policies.checking import idle_targets, refuse_misfits
+from paidonce.policies.targets import Target
+from paidonce.registry import Registry, default_registry
+from paidonce.settings import Settings, load_settings
+from paidonce_models.database import Database
+from paidonce_models.errors import PaidonceError
+from paidonce_models.schema import ensure_schema
+from paidonce_workers.intake import refuse_submission
+from paidonce_workers.machinery import Machinery
+from paidonce_workers.tasks import register_tasks
+from paidonce_workers.worker_process import WorkerProcesses
+from paidonce_workers.worker_program import choose_pool
+
+SPARE_CONNECTIONS = 16
+
+log = logging.getLogger(__name__)
+
+
+def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
+    """A worker's app with every step of the registry as a task. Raises ``PaidonceError`` saying what to mend."""
+    book = policies_from_settings(settings)
+    refuse_misfits(book, list(registry.steps))
+    settings.home.mkdir(parents=True, exist_ok=True)
+    check = Database(settings.database_url, pool_size=1)
+    ensure_schema(check)
+    check.close()
+    app = build_celery_app(settings, connections=settings.concurrency + SPARE_CONNECTIONS)
+    app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"
+    if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
+        app.conf.worker_concurrency = settings.concurrency
+    machinery = Machinery(drain_seconds=settings.drain_seconds, turn_seconds=settings.turn_seconds)
+    processes = WorkerProcesses(app=app, settings=settings, registry=registry, machinery=machinery)
+    machinery.on_unknown_step = lambda *message: processes.current().hand_on_step(*message)
+    machinery.on_refused_submission = lambda *found: refuse_submission(processes.current(), *found)
+    machinery.on_drain_expired = lambda keys: processes.current().hand_back_held(keys)
+    machinery.give_away = lambda kept: processes.current().give_away(kept)
+    choose_pool(app, machinery)
+    register_tasks(app, registry, processes.current)
+    _connect(app, processes, idle_targets(book, registry.steps, settings.provider_hosts))
+    return app
+
+
+def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Target]) -> None:
+    def started(sender: Any = None, **_: Any) -> None:
+        process = processes.current()
+        if idle:
+            log.warning(
+                "policies for what this worker does not hold: %s",
+                ", ".join(target.source for target in idle),
+                extra={"event": "idle_targets", "targets": [target.name for target in idle]},
+            )
+        process.register(sorted((sender.app if sender is not None else app).amqp.queues.consume_from))
+        process.start_sweeper()
+
+    def stopped(**_: Any) -> None:
+        processes.current().stop()
+
+    signals.worker_ready.connect(started, weak=False)
+    signals.worker_shutdown.connect(stopped, weak=False)
+
+
+@functools.lru_cache(maxsize=1)
+def the_app() -> PaidonceCelery:
+    """The app of this process; a setting or module that cannot be used ends it with one clear line."""
+    try:
+        settings = load_settings()
+        load_modules(settings.agents)
+        app = build_worker_app(settings, default_registry)
+        app.finalize()  # makes the modules' own `@shared_task`s, and so refuses an `async def` among them here
+        return app
+    except PaidonceError as error:
+        print(f"paidonce: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)

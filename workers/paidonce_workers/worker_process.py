@@ -1,0 +1,324 @@
+"""What one worker process is made of, wired together in one place; a forked child is wired anew."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from paidonce.advance import Advancer, AdvanceSettings
+from paidonce.celery_app import PaidonceCelery
+from paidonce.policies import describe_failure, policies_from_settings
+from paidonce.publishing import Publisher
+from paidonce.registry import Registry
+from paidonce.replay.cache import MachineCache
+from paidonce.settings import Settings
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.queues import full_queue_name
+from paidonce_models.schema import ensure_schema
+from paidonce_models.store.breaker_transitions import record_transition
+from paidonce_models.store.leases import LeaseKey, defer_step, hand_back
+from paidonce_models.store.messages import AdvanceMessage, Message
+from paidonce_models.store.runs_head import read_head
+from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_stopped
+from paidonce_workers.breakers import CircuitBreakers, CircuitChange
+from paidonce_workers.capture import Installation, install
+from paidonce_workers.execution import ExecutionSettings, Executor
+from paidonce_workers.heartbeat import Heartbeat
+from paidonce_workers.held_leases import HeldLeases
+from paidonce_workers.machinery import Machinery
+from paidonce_workers.patience import Patience
+from paidonce_workers.price_watch import PriceWatch
+from paidonce_workers.resilience import LearnedProviders, StepCircuits
+from paidonce_workers.soon import Soon
+from paidonce_workers.sweeper import Sweeper
+from paidonce_workers.turn import Kept
+
+log = logging.getLogger(__name__)
+
+PASS_ON_AFTER_US = 5_000_000
+
+
+class WorkerProcess:
+    """The parts of one process that executes steps."""
+
+    def __init__(
+        self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery, worker: str
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.worker = worker
+        self.patience = Patience()
+        self.database = Database(settings.database_url, pool_size=settings.database_pool_size)
+        self.publisher = Publisher(app, settings)
+        self.held = HeldLeases()
+        self.bodies = machinery.bodies
+        self.soon = Soon(
+            database=self.database,
+            publisher=self.publisher,
+            namespace=settings.namespace,
+            deadlines=machinery.bodies.deadlines,
+        )
+        self.prices = PriceWatch(database=self.database, namespace=settings.namespace)
+        self.breakers = CircuitBreakers.of(settings, describe_failure) if settings.breakers else None
+        self.circuits = StepCircuits(
+            book=policies_from_settings(settings),
+            breakers=self.breakers,
+            step=registry.step,
+            providers=LearnedProviders(self.database, settings.namespace),
+        )
+        if self.breakers is not None:
+            self.breakers.subscribe(self._note_transition)
+        memory = PayloadMemory()
+        advancer = Advancer(
+            self.database,
+            registry,
+            MachineCache(settings.cache_size),
+            AdvanceSettings(
+                max_depth=settings.max_depth,
+                slice_seconds=settings.slice_seconds,
+                max_payload_bytes=settings.max_payload_bytes,
+                cancel_grace_seconds=settings.cancel_grace_seconds,
+            ),
+            memory,
+        )
+        self.executor = Executor(
+            database=self.database,
+            registry=registry,
+            advancer=advancer,
+            publisher=self.publisher,
+            bodies=self.bodies,
+            held=self.held,
+            soon=self.soon,
+            patience=self.patience,
+            settings=ExecutionSettings(
+                worker=worker,
+                lease_seconds=settings.lease_seconds,
+                step_timeout_seconds=settings.step_timeout_seconds,
+                max_payload_bytes=settings.max_payload_bytes,
+                modules=tuple(settings.agents),
+                provider_hosts=settings.provider_hosts,
+                guesses=settings.guesses,
+                inline_retry_seconds=settings.inline_retry_seconds,
+                cancel_grace_seconds=settings.cancel_grace_seconds,
+            ),
+            circuits=self.circuits,
+            prices=self.prices.current,
+            memory=memory,
+        )
+        self._capture: Installation | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._sweeper: Sweeper | None = None
+
+    def start_capture(self) -> None:
+        """From now on requests to providers inside a step are recorded."""
+        self._capture = install(self.settings.provider_hosts)
+
+    def start_prices(self) -> None:
+        """From now on calls are priced by the store's own rows as well."""
+        self.prices.start()
+
+    def start_heartbeat(self, registered_as: str) -> None:
+        """Renew the leases of this process, on a connection of its own."""
+        self._heartbeat = Heartbeat(
+            database=self.database if self.database.is_sqlite else Database(self.settings.database_url, pool_size=1),
+            held=self.held,
+            bodies=self.bodies,
+            worker=self.worker,
+            registered_as=registered_as,
+            lease_seconds=self.settings.lease_seconds,
+            every_seconds=self.settings.heartbeat_seconds,
+            breakers=self.breakers,
+        )
+        self._heartbeat.start()
+
+    def start_sweeper(self) -> None:
+        """Take part in leading the sweeping of shards."""
+        self._sweeper = Sweeper(
+            database=self.database,
+            publisher=self.publisher,
+            namespace=self.settings.namespace,
+            worker=self.worker,
+            shards=self.settings.shards,
+            lease_seconds=self.settings.lease_seconds,
+            every_seconds=self.settings.sweep_seconds,
+            no_worker_seconds=self.settings.no_worker_seconds,
+            breakers=self.breakers,
+        )
+        self._sweeper.start()
+
+    def register(self, queues: Sequence[str]) -> None:
+        """Say in the store what this worker holds; runs that were blocked for want of it go on."""
+        ensure_schema(self.database)
+        registration = Registration(
+            worker=self.worker,
+            namespace=self.settings.namespace,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            python_minor=f"{sys.version_info.major}.{sys.version_info.minor}",
+            queues=list(queues),
+            agents=[
+                HeldAgent(
+                    name=held.name,
+                    version=held.version,
+                    signature=held.signature,
+                    queue=full_queue_name(held.queue),
+                    limits=held.limits,
+                )
+                for held in self.registry.agents
+            ],
+            steps=[held.name for held in self.registry.steps],
+        )
+        messages = self.patience.until_done(
+            lambda: self.database.transact(lambda connection: register_worker(connection, registration)),
+            "the registration of this worker",
+        )
+        self.publisher.publish(messages)
+
+    def stop(self) -> None:
+        """Stop the threads and say goodbye; what is held by then runs out of its lease."""
+        self.patience.stop()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        if self._capture is not None:
+            self._capture.uninstall()
+        self.prices.stop()
+        if self.breakers is not None:
+            self.breakers.close()
+        try:
+            self.database.transact(lambda connection: worker_stopped(connection, self.worker))
+        except StoreError:
+            return
+
+    def _note_transition(self, change: CircuitChange) -> None:
+        """Tell the store, from a thread that nobody waits for."""
+
+        def record() -> None:
+            try:
+                self.database.transact(
+                    lambda connection: record_transition(
+                        connection,
+                        namespace=self.settings.namespace,
+                        circuit=change.circuit,
+                        from_state=change.source.value,
+                        to_state=change.target.value,
+                        reason=change.reason,
+                        worker=self.worker,
+                    )
+                )
+            except StoreError as error:
+                log.warning(
+                    "circuit %s went from %s to %s (%s), which could not be recorded: %s",
+                    change.circuit,
+                    change.source.value,
+                    change.target.value,
+                    change.reason,
+                    error.message,
+                    extra={"event": "transition_not_recorded", "circuit": change.circuit},
+                )
+
+        self.bodies.deadlines.add(0.0, record)
+
+    # -- hooks of the machinery ------------------------------------------------------
+
+    def hand_back_held(self, keys: list[Hashable]) -> None:
+        """Give back steps whose bodies could not be ended in time."""
+        for key in keys:
+            if isinstance(key, LeaseKey):
+                message = self.database.transact(
+                    lambda connection, key=key: hand_back(connection, key, reason="the worker stopped")  # type: ignore[misc]
+                )
+                if message is not None:
+                    self.publisher.publish([message])
+
+    def give_away(self, kept: Kept) -> None:
+        """Let others do what a thread was to go on with; a store that is away leaves that to the sweeper."""
+        message: Message | None = kept.message
+        claim = kept.claim
+        try:
+            if claim is not None:
+                self.executor.give_away(claim)
+                key = LeaseKey(claim.run_id, claim.position, claim.attempt)
+                message = self.database.transact(
+                    lambda connection: hand_back(connection, key, reason="the worker stopped before it began")
+                )
+        except StoreError as error:
+            log.warning("%s", error.message, extra={"event": "store_away"})
+            return
+        finally:
+            if claim is not None:
+                self.executor.own.release(claim)
+        if message is not None:
+            self.publisher.publish([message])
+
+    def hand_on_step(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], message: Any) -> bool:
+        """A message for code that this worker does not hold: no attempt is made, a worker that holds it gets it."""
+        del name, args, message
+        run, step = kwargs.get("run"), kwargs.get("step")
+        if not isinstance(run, str) or not isinstance(step, int):
+            return False
+        deferred = self.database.transact(
+            lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+        )
+        if deferred is not None:
+            self.soon.pass_on(deferred.message, deferred.bounces)
+        return True
+
+    def hand_on_advance(self, run_id: str) -> None:
+        """An advance for an agent that this worker does not hold."""
+        with self.database.read() as connection:
+            head = read_head(connection, run_id)
+        if head is not None and not head.state.is_terminal:
+            message = AdvanceMessage(run_id=run_id, agent=head.agent, queue=head.queue, priority=head.priority)
+            self.soon.pass_on(message, 1)
+
+
+class WorkerProcesses:
+    """The wiring of whatever process asks: the worker's own, or a forked child's, made at first use."""
+
+    def __init__(self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery) -> None:
+        self._app = app
+        self._settings = settings
+        self._registry = registry
+        self._machinery = machinery
+        self._lock = threading.Lock()
+        self._made: dict[int, WorkerProcess] = {}
+        self.registered_as = ""
+
+    def current(self) -> WorkerProcess:
+        """This process's wiring; its heartbeat runs."""
+        pid = os.getpid()
+        process = self._made.get(pid)
+        if process is None:
+            with self._lock:
+                process = self._made.get(pid)
+                if process is None:
+                    process = self._make(pid)
+        return process
+
+    def _make(self, pid: int) -> WorkerProcess:
+        worker = f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:6]}"
+        process = WorkerProcess(
+            app=self._app,
+            settings=self._settings,
+            registry=self._registry,
+            machinery=self._machinery,
+            worker=worker,
+        )
+        if not self.registered_as:
+            self.registered_as = worker
+        # A forked child keeps its parent's wiring unused: dropping it would close connections they share.
+        self._made[pid] = process
+        process.start_capture()
+        process.start_prices()
+        process.start_heartbeat(self.registered_as)
+        return process
