@@ -120,13 +120,14 @@ def test_a_run_whose_tool_is_down_sleeps_and_goes_on_by_itself(stand: Stand, bre
 def test_probes_do_not_use_up_a_steps_tries(stand: Stand, breakers: CircuitBreakers) -> None:
     worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
     sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search", for_seconds=OPEN_SECONDS)
     run_id = stand.submit(searcher)
     settle(stand, worker)
     for failed_probes in range(1, 4):
         time.sleep(OPEN_SECONDS * 2**failed_probes)
         wake(stand, worker, sweeper)
         assert stand.run(run_id).state is RunState.PARKED
-    assert len(stand.attempts(run_id)) == 5 > 2
+    assert len(stand.attempts(run_id)) == 3 > 2
 
 
 def test_what_is_parked_is_no_attempt_and_no_money(stand: Stand, breakers: CircuitBreakers) -> None:
