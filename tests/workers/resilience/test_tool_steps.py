@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -331,8 +332,7 @@ def test_no_retry_is_begun_that_the_total_time_has_no_room_for(stand: Stand, bre
 
 def test_retries_beyond_the_fleets_budget_are_put_off_and_made(stand: Stand, breakers: CircuitBreakers) -> None:
     more = (
-        ", retry: {max_attempts: 2, base: 1ms, cap: 1ms, jitter: none}"
-        ", retry_budget: {ratio: 0, floor_per_second: 1}"
+        ", retry: {max_attempts: 2, base: 1ms, cap: 1ms, jitter: none}, retry_budget: {ratio: 0, floor_per_second: 1}"
     )
     worker = stand.worker(*AGENTS, book=book(more=more, failures=99), breakers=breakers)
     runs = [stand.submit(searcher) for _ in range(30)]
@@ -340,7 +340,7 @@ def test_retries_beyond_the_fleets_budget_are_put_off_and_made(stand: Stand, bre
     due = sorted((stand.column("steps", "due_at_us", each) - stand.clock.now_us()) / 1e6 for each in runs)
     assert due[0] < 1
     assert due[-1] > 10
-    assert all(later - sooner < 1.5 for sooner, later in zip(due, due[1:], strict=False))
+    assert all(later - sooner < 1.5 for sooner, later in itertools.pairwise(due))
     state["down"] = False
     stand.pass_time(120)
     lead(stand, breakers)
