@@ -119,9 +119,12 @@ def _breakers(settings: Settings) -> Any:
 
 def _seconds(text: str) -> float:
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise InvalidInput(f"--for {text}: expected {error}") from None
+    if seconds <= 0:
+        raise InvalidInput(f"--for {text}: expected a time above 0; `paidonce breakers close` closes a circuit")
+    return seconds
 
 
 def _document(status: Any) -> Document:

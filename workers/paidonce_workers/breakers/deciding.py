@@ -150,9 +150,10 @@ class Decider:
         try:
             return act(self._shared)
         except StoreAway as error:
+            where = "the Redis" if self._link is None else f"the Redis at {self._link.address}"
             raise CircuitStoreUnreachable(
-                f"the Redis that circuits are shared in does not answer ({error}); check PAIDONCE_REDIS_URL. Nothing "
-                "was changed"
+                f"{where} that circuits are shared in does not answer ({error}); check PAIDONCE_REDIS_URL. Nothing was "
+                "changed"
             ) from None
 
     def standing(self, circuit: str) -> Standing | None:

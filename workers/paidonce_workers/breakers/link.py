@@ -88,6 +88,11 @@ class Link:
         self._closing = threading.Event()
 
     @property
+    def address(self) -> str:
+        """Of the Redis, without its password."""
+        return self._address
+
+    @property
     def is_away(self) -> bool:
         """Whether scripts are refused at present."""
         return self._away_since is not None

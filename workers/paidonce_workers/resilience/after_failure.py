@@ -21,10 +21,6 @@ NEVER_ARRIVED = frozenset(
 """Kinds of failures in which the other side was never reached: what is not idempotent may be tried again."""
 
 
-OUR_REFUSAL = "InvalidInput"
-"""What Paidonce itself refuses, a result that cannot be stored say, will be refused again: unless it is named."""
-
-
 class Follows(StrEnum):
     """What is done."""
 
@@ -66,8 +62,7 @@ def decide(
         and not breaker.ignores(failure)
     ):
         return Decision(follows=Follows.PARK)
-    covered = policy.retry.covers(failure) and (OUR_REFUSAL not in failure.kinds or bool(policy.retry.retry_on))
-    if failures >= policy.retry.max_attempts or not may_repeat or not covered:
+    if failures >= policy.retry.max_attempts or not may_repeat or not policy.retry.covers(failure):
         return Decision(follows=Follows.END)
     wait = policy.retry.delay_seconds(failures, uniform, failure.retry_after_seconds)
     total = policy.timeout.total_seconds
