@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
 from paidonce import CircuitOpen, Retry, StepFailed, agent, tool
-from paidonce.policies import PolicyBook
+from paidonce.policies import BreakerPolicy, PolicyBook, describe_failure
 from paidonce.policies.loading import parse_policies
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_workers.breakers import CircuitBreakers, CircuitState
 from paidonce_workers.sweeper import Sweeper
+from tests.services.valkey import RedisServer
 from tests.workers.stand import Stand, StandWorker
 
 OPEN_SECONDS = 0.3
@@ -83,6 +85,14 @@ def settle(stand: Stand, worker: StandWorker) -> None:
         worker.deadlines.fall_due()
         stand.pass_time(0.2)
     stand.serve(worker)
+
+
+def forget(server: RedisServer) -> None:
+    """What a flush does to the circuits of this test."""
+    with redis.Redis.from_url(server.url()) as client:
+        keys = list(client.scan_iter("*circuits.search*"))
+        assert keys
+        client.delete(*keys)
 
 
 def wake(stand: Stand, worker: StandWorker, sweeper: Sweeper) -> None:
@@ -225,6 +235,50 @@ def test_after_an_outage_they_are_let_go_in_a_ramp_oldest_first(stand: Stand, br
         done = [stand.run(each).state is RunState.SUCCEEDED for each in runs]
         assert done == sorted(done, reverse=True)
     assert let_go == [4, 12, 15]
+
+
+@pytest.mark.parametrize("somebody_called", [False, True])
+def test_a_circuit_that_redis_has_forgotten_is_found_out_by_one_probe(
+    stand: Stand, breakers: CircuitBreakers, redis_server: RedisServer, somebody_called: bool
+) -> None:
+    worker = stand.worker(*AGENTS, book=book(failures=5), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    runs = [stand.submit(searcher) for _ in range(8)]
+    settle(stand, worker)
+    forget(redis_server)
+    if somebody_called:  # and so made a fresh circuit
+        breakers.breaker("circuits.search", BreakerPolicy()).call(lambda: None)
+    sweeper.sweep()
+    settle(stand, worker)
+    assert len(called) == 1
+    assert {stand.run(each).state for each in runs} == {RunState.PARKED}
+    assert {stand.column("steps", "failed", each) for each in runs} == {0}
+    state["down"] = False
+    time.sleep(3 * OPEN_SECONDS)
+    for _ in range(4):
+        wake(stand, worker, sweeper)
+    assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
+
+
+def test_while_redis_is_away_they_wake_by_their_own_due_time(stand: Stand, private_redis: RedisServer) -> None:
+    breakers = CircuitBreakers(private_redis.url(), namespace="away", classify=describe_failure, probe_seconds=10.0)
+    worker = stand.worker(*AGENTS, book=book(failures=3), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    runs = [stand.submit(searcher) for _ in range(10)]
+    settle(stand, worker)
+    assert {stand.run(each).state for each in runs} == {RunState.PARKED}
+    private_redis.stop()
+    time.sleep(OPEN_SECONDS)
+    wake(stand, worker, sweeper)
+    assert {stand.run(each).state for each in runs} == {RunState.PARKED}
+    assert len(called) == 4  # this process knows that it was open
+    state["down"] = False
+    for _ in range(5):
+        time.sleep(2 * OPEN_SECONDS)
+        wake(stand, worker, sweeper)
+    assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
+    breakers.close()
 
 
 def test_a_cancelled_run_sleeps_no_longer(stand: Stand, breakers: CircuitBreakers) -> None:

@@ -2,8 +2,11 @@
 
 While a circuit is open nothing of it moves. When its time is over the oldest step that waits for it is sent: its
 delivery asks the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first, so
-that what has just healed is not knocked over. If Redis has forgotten a circuit it is closed; if Redis is away, each
-step's own due time decides, one step of a circuit to a sweep.
+that what has just healed is not knocked over.
+
+Redis may be flushed: a circuit that steps wait for and that Redis has never seen move was forgotten. It is made
+half-open, so that again one of them finds out for all. If Redis is away each step's own due time decides: what is let
+go then is held up by the breakers that the processes keep themselves.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from paidonce_workers.breakers import CircuitBreakers, CircuitState, CircuitStat
 FIRST_OF_RAMP = 4
 MOST_OF_RAMP = 500
 """So many are let go in the first sweep after a circuit has closed, twice as many in each that follows, up to this."""
+HALF_OPEN_SECONDS = 0.001
+"""A circuit that is open for so short a time lets the next call through as a probe."""
 
 
 class ParkingLot:
@@ -51,15 +56,17 @@ class ParkingLot:
         states = self._states()
         for at in waiting:
             status = None if states is None else states.get(at.circuit)
-            if states is not None and (status is None or status.state is CircuitState.CLOSED):
-                messages += self._ramp(shard, at)
-                continue
-            self._ramps.pop((shard, at.circuit), None)
-            open_for_seconds = 0.0 if status is None else open_seconds(status)
-            if open_for_seconds > 0:
-                self._postpone(shard, at, open_for_seconds)
-            elif at.due_in_us <= 0:
-                messages += self._release(shard, at, most=1, due_only=True)
+            if self._breakers is not None and states is not None and is_forgotten(status):
+                messages += self._ask_anew(self._breakers, shard, at)
+            elif states is None or status is None or status.state is CircuitState.CLOSED:
+                messages += self._ramp(shard, at, due_only=states is None)
+            else:
+                self._ramps.pop((shard, at.circuit), None)
+                open_for_seconds = open_seconds(status)
+                if open_for_seconds > 0:
+                    self._postpone(shard, at, open_for_seconds)
+                elif at.due_in_us <= 0:
+                    messages += self._release(shard, at, most=1, due_only=True)
         messages += self._database.transact(
             lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard)
         )
@@ -74,10 +81,20 @@ class ParkingLot:
         except CircuitStoreUnreachable:
             return None
 
-    def _ramp(self, shard: int, at: ParkedAt) -> list[Message]:
+    def _ask_anew(self, breakers: CircuitBreakers, shard: int, at: ParkedAt) -> list[Message]:
+        """Let one step find out how a circuit stands that Redis has forgotten."""
+        try:
+            breakers.force_open(at.circuit, HALF_OPEN_SECONDS, reason="Redis had forgotten it, and steps wait for it")
+        except CircuitStoreUnreachable:
+            return []  # the next sweep finds it away
+        return self._release(shard, at, most=1, due_only=False)
+
+    def _ramp(self, shard: int, at: ParkedAt, *, due_only: bool) -> list[Message]:
         size = self._ramps.get((shard, at.circuit), FIRST_OF_RAMP)
-        self._ramps[shard, at.circuit] = min(2 * size, MOST_OF_RAMP)
-        return self._release(shard, at, most=size, due_only=False)
+        released = self._release(shard, at, most=size, due_only=due_only)
+        if released:
+            self._ramps[shard, at.circuit] = min(2 * size, MOST_OF_RAMP)
+        return released
 
     def _release(self, shard: int, at: ParkedAt, *, most: int, due_only: bool) -> list[Message]:
         with self._database.read() as connection:
@@ -102,6 +119,11 @@ class ParkingLot:
                 retry_in_us=int(seconds * 1e6),
             )
         )
+
+
+def is_forgotten(status: CircuitStatus | None) -> bool:
+    """Whether a circuit that steps wait for has lost its history: each move leaves a reason behind."""
+    return status is None or (status.state is CircuitState.CLOSED and not status.reason)
 
 
 def open_seconds(status: CircuitStatus) -> float:

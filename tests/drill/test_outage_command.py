@@ -1,0 +1,46 @@
+"""``paidonce drill outage`` as a user runs it, shorter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND_SECONDS = 170
+
+
+def drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "paidonce.cli", "drill", "outage", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(COMMAND_SECONDS + 10)
+def test_a_tool_that_is_down_is_left_alone_and_every_run_finishes(tmp_path: Path) -> None:
+    done = drill(tmp_path, "--runs", "20", "--seconds", "15", "--json")
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    # How long others take meanwhile is the full drill's to judge, on a machine that has nothing else to do.
+    assert [fault for fault in document["faults"] if not fault.startswith("others took")] == []
+    protected, plain = document["with_breaker"], document["without_breaker"]
+    assert protected["tool_calls_while_down"] <= document["tool_calls_allowed"]
+    assert protected["model_calls_about_failures"] == 0
+    assert protected["runs_answered"] == plain["runs"] == 20
+    assert plain["tool_calls_while_down"] > 5 * protected["tool_calls_while_down"]
+    assert plain["model_calls_about_failures"] > 0
+    assert float(plain["spent_usd"]) > float(protected["spent_usd"])
+    assert list(tmp_path.iterdir()) == [], "the drill keeps to a folder of its own"
+
+
+def test_wrong_options_are_refused(tmp_path: Path) -> None:
+    done = drill(tmp_path, "--seconds", "1")
+    assert done.returncode == 2
+    assert "--seconds" in done.stderr
