@@ -21,6 +21,12 @@ def no_op_with_a_call(run: int, position: int, result_bytes: int) -> str:
     return step_result(run, position, result_bytes)
 
 
+@step(breaker=True)
+def no_op_behind_a_breaker(run: int, position: int, result_bytes: int) -> str:
+    """The same behind a circuit breaker that the fleet shares."""
+    return str(no_op_with_a_call.fn(run, position, result_bytes))
+
+
 @step
 async def wait(run: int, position: int, result_bytes: int, wait_seconds: float) -> str:
     """Wait as a call of a model does."""
@@ -50,6 +56,14 @@ async def chain_with_calls(run: int, steps: int, wait_seconds: float, result_byt
     """As ``chain``, with a paid call in each step."""
     for position in range(1, steps + 1):
         await no_op_with_a_call(run, position, result_bytes)
+    return steps
+
+
+@agent
+async def chain_with_breakers(run: int, steps: int, wait_seconds: float, result_bytes: int) -> int:
+    """As ``chain_with_calls``, with a breaker on each step."""
+    for position in range(1, steps + 1):
+        await no_op_behind_a_breaker(run, position, result_bytes)
     return steps
 
 

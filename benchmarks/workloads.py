@@ -83,6 +83,13 @@ WORKLOADS: dict[str, Workload] = {
                     agent="chain_with_calls",
                     only=(PAIDONCE,),
                 ),
+                Case(
+                    name="100 x 48 no-op, a call recorded in each and a breaker on each",
+                    runs=100,
+                    steps=48,
+                    agent="chain_with_breakers",
+                    only=(PAIDONCE,),
+                ),
             ),
         ),
         Workload(

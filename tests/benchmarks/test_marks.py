@@ -24,6 +24,23 @@ def test_throughput_is_judged_against_each_variant_of_the_plain_chain() -> None:
     assert [(verdict["value"], verdict["kept"]) for verdict in verdicts] == [(0.625, True), (0.484, False)]
 
 
+def test_what_a_step_has_with_it_lowers_its_share() -> None:
+    verdicts = judge(
+        [
+            line("W1", "plain-celery", steps_per_second=600),
+            *(
+                line("W1", "paidonce", steps_per_second=280, case=f"no-op{more}")
+                for more in ("", ", a call recorded in each", ", a call recorded in each and a breaker on each")
+            ),
+        ]
+    )
+    assert [(verdict["at_least"], verdict["kept"]) for verdict in verdicts] == [
+        (0.6, False),
+        (0.5, False),
+        (0.45, True),
+    ]
+
+
 def test_long_runs_fan_outs_and_moves_are_judged_against_their_small_case() -> None:
     verdicts = judge(
         [
