@@ -75,7 +75,7 @@ def generated() -> dict[tuple[str, str], str]:
     return {
         ("cli.md", "commands"): commands,
         ("cli.md", "exit codes"): f"| code | meaning |\n|---|---|\n{codes}",
-        ("policies.md", "keys"): "\n".join(policy_key_lines()),
+        ("resilience.md", "keys"): "\n".join(policy_key_lines()),
         ("settings.md", "settings"): f"| name | default | meaning |\n|---|---|---|\n{settings}",
     }
 

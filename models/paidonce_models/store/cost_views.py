@@ -98,6 +98,16 @@ VIEWS: Mapping[str, CostView] = {
             "cost_nanousd": "what these steps had cost",
         },
     ),
+    "refused_calls": CostView(
+        answers="calls that an open circuit refused, so that nobody paid for them; counts, because what they would "
+        "have cost is unknown",
+        columns={
+            "agent": "whose calls",
+            "step": "the tool or step that was not called, or whose body's call was refused",
+            "steps": "how many steps of runs",
+            "refused_calls": "how many calls",
+        },
+    ),
     "possibly_billed": CostView(
         answers="what providers may have billed for attempts whose worker vanished; never a part of the spend",
         columns={
