@@ -48,6 +48,7 @@ class FailedAttempts:
                 elapsed_seconds=attempt.elapsed_seconds,
                 idempotent=attempt.declaration.idempotent,
                 was_probe=attempt.gate.was_probe,
+                is_open=self._circuits.is_open(policy),
                 uniform=random.uniform,
             )
             if decision.follows is Follows.PARK and policy.policy.breaker is not None:

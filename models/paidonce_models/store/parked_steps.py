@@ -1,7 +1,7 @@
 """Steps that wait for an open circuit: put aside without an attempt, and let go when it may have healed.
 
 A parked step has a due time of its own in the store, so it wakes whatever the breakers' store remembers. Until the
-circuit is known to be closed one step of each circuit is let go at a time, the oldest that is due: it is the probe.
+circuit is known to be closed one step of each circuit is let go at a time: it is the probe.
 What a call that was refused would have cost is not claimed; it is counted in ``avoided``.
 """
 
@@ -106,10 +106,11 @@ _CIRCUITS = text(
 _OLDEST = (
     "SELECT p.run_id, p.position FROM parked_steps p JOIN steps s ON s.run_id = p.run_id AND s.position = p.position "
     "AND s.state = 'parked' WHERE p.namespace = :namespace AND p.shard = :shard AND p.circuit = :circuit{due} "
-    "ORDER BY p.since_us, p.run_id, p.position LIMIT :most"
+    "ORDER BY {first}p.since_us, p.run_id, p.position LIMIT :most"
 )
-_OLDEST_OF_ALL = text(_OLDEST.format(due=""))
-_OLDEST_DUE = text(_OLDEST.format(due=" AND p.due_at_us <= paidonce_now()"))
+_OLDEST_OF_ALL = text(_OLDEST.format(due="", first=""))
+_OLDEST_DUE = text(_OLDEST.format(due=" AND p.due_at_us <= paidonce_now()", first=""))
+_NEXT_PROBE = text(_OLDEST.format(due="", first="p.parked_at_us, "))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +144,13 @@ def oldest_parked(
         _OLDEST_DUE if due_only else _OLDEST_OF_ALL,
         {"namespace": namespace, "shard": shard, "circuit": circuit, "most": most},
     )
+    return [ParkedKey(row.run_id, row.position) for row in rows]
+
+
+def next_probe(connection: Connection, *, namespace: str, shard: int, circuit: str) -> Sequence[ParkedKey]:
+    """The step to be sent as a probe: the oldest of those that have waited longest since they were tried last, so
+    that one which fails for reasons of its own does not stand in the way of all others. None, if none waits."""
+    rows = connection.execute(_NEXT_PROBE, {"namespace": namespace, "shard": shard, "circuit": circuit, "most": 1})
     return [ParkedKey(row.run_id, row.position) for row in rows]
 
 

@@ -52,6 +52,8 @@ class Failure:
     """Everything that a matcher may name."""
     retry_after_seconds: float | None = None
     """How long the other side asked to wait; ``None`` if it did not say."""
+    summary: str = ""
+    """The error in two words for people, such as ``http:503 InternalServerError``."""
 
 
 def _now() -> datetime:
@@ -84,7 +86,10 @@ def describe_failure(error: BaseException, *, clock: Callable[[], datetime] = _n
             break
         if names & _CONNECTION_NAMES or any(name.endswith(_CONNECTION_ENDING) for name in names):
             kinds.add(CONNECTION)
-    return Failure(kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds)
+    told = sorted(kind for kind in kinds if kind.startswith("http:") and not kind.endswith("xx"))
+    told = told or [kind for kind in (TIMEOUT, CONNECTION) if kind in kinds]
+    summary = " ".join([*told, type(error).__name__])
+    return Failure(kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds, summary=summary)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

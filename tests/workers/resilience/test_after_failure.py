@@ -17,7 +17,8 @@ END, PARK = Decision(follows=Follows.END), Decision(follows=Follows.PARK)
 
 
 def after(error: BaseException, policy: Policy | None = None, **given: Any) -> Decision:
-    known: dict[str, Any] = {"failures": 1, "elapsed_seconds": 0.0, "idempotent": True, "was_probe": False, **given}
+    known: dict[str, Any] = {"failures": 1, "elapsed_seconds": 0.0, "idempotent": True}
+    known |= {"was_probe": False, "is_open": False, **given}
     return decide(
         Policy(retry=RETRIES) if policy is None else policy,
         describe_failure(error),
@@ -78,6 +79,17 @@ def test_the_total_time_ends_tries() -> None:
     policy = Policy(retry=RETRIES, timeout=TimeoutPolicy(total_seconds=10.0))
     assert after(ConnectionResetError(), policy, elapsed_seconds=8.9) == retried_after(1.0)
     assert after(ConnectionResetError(), policy, elapsed_seconds=9.0) == END
+
+
+def test_the_last_try_waits_with_the_others_if_the_circuit_is_open_now() -> None:
+    policy = Policy(retry=RETRIES, breaker=BreakerPolicy())
+    assert after(ConnectionResetError(), policy, failures=4, is_open=True) == PARK
+    assert after(ConnectionResetError(), policy, failures=4) == END
+    assert after(ConnectionResetError(), policy, failures=3, is_open=True) == retried_after(3.0)
+    # Nobody has asked for another try, or none would help.
+    assert after(ConnectionResetError(), Policy(breaker=BreakerPolicy()), is_open=True) == END
+    assert after(InvalidInput("no"), policy, failures=4, is_open=True) == END
+    assert after(ConnectionResetError(), policy, failures=4, is_open=True, idempotent=False) == END
 
 
 def test_a_failed_probe_goes_back_to_those_who_wait() -> None:

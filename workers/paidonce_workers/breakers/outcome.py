@@ -47,6 +47,8 @@ class Outcome:
     effect: Effect
     kinds: frozenset[str] = frozenset()
     retry_after_seconds: float | None = None
+    summary: str = ""
+    """The failure in a few words, for people."""
 
     def unless_ignored(self, policy: BreakerPolicy) -> Outcome:
         """This outcome, or ``NEUTRAL`` if it is a failure of a kind that the policy ignores."""
@@ -56,7 +58,9 @@ class Outcome:
 
     @property
     def detail(self) -> str:
-        """The kinds as text for a reason: each class by its bare name, and without those that every error is of."""
+        """The failure as text for a reason: its summary, else each class of its kinds by its bare name."""
+        if self.summary:
+            return self.summary[:LONGEST_DETAIL]
         told = {kind.rpartition(".")[2] for kind in self.kinds} - SAY_NOTHING
         return ", ".join(sorted(told, key=lambda kind: (":" not in kind, kind)))[:LONGEST_DETAIL]
 
@@ -71,11 +75,13 @@ SUCCESS: Final = Outcome(effect=Effect.SUCCESS)
 NEUTRAL: Final = Outcome(effect=Effect.NEUTRAL)
 
 
-def failure(kinds: Collection[str], retry_after_seconds: float | None = None) -> Outcome:
+def failure(kinds: Collection[str], retry_after_seconds: float | None = None, summary: str = "") -> Outcome:
     """A failure. A ``Retry-After`` that is negative or no number counts as none."""
     if retry_after_seconds is not None and (math.isnan(retry_after_seconds) or retry_after_seconds < 0):
         retry_after_seconds = None
-    return Outcome(effect=Effect.FAILURE, kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds)
+    return Outcome(
+        effect=Effect.FAILURE, kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds, summary=summary
+    )
 
 
 def outcome_of(error: BaseException, classify: Classify) -> Outcome:
@@ -83,4 +89,4 @@ def outcome_of(error: BaseException, classify: Classify) -> Outcome:
     if not isinstance(error, Exception) or isinstance(error, CONTROL):
         return NEUTRAL
     found = classify(error)
-    return failure(found.kinds, found.retry_after_seconds)
+    return failure(found.kinds, found.retry_after_seconds, found.summary)

@@ -45,24 +45,24 @@ def decide(
     elapsed_seconds: float,
     idempotent: bool,
     was_probe: bool,
+    is_open: bool,
     uniform: Callable[[float, float], float],
 ) -> Decision:
-    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time.
+    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time. ``is_open``
+    says whether the step's circuit is open now, after this failure.
 
     A probe that failed has shown that the circuit stays open: it was sent on behalf of all that wait, so its step
-    goes back to them and it does not count.
+    goes back to them and it does not count. The same holds for the last try of a step that has retries, if its
+    failure has opened the circuit or has come when it was open: the outage shall not cost the run.
     """
     may_repeat = idempotent or not failure.kinds.isdisjoint(NEVER_ARRIVED)
+    is_covered = policy.retry.covers(failure)
     breaker = policy.breaker
-    if (
-        was_probe
-        and may_repeat
-        and breaker is not None
-        and breaker.when_open == "park"
-        and not breaker.ignores(failure)
-    ):
-        return Decision(follows=Follows.PARK)
-    if failures >= policy.retry.max_attempts or not may_repeat or not policy.retry.covers(failure):
+    if may_repeat and breaker is not None and breaker.when_open == "park" and not breaker.ignores(failure):
+        is_last = failures >= policy.retry.max_attempts
+        if was_probe or (is_open and is_last and is_covered and policy.retry.max_attempts > 1):
+            return Decision(follows=Follows.PARK)
+    if failures >= policy.retry.max_attempts or not may_repeat or not is_covered:
         return Decision(follows=Follows.END)
     wait = policy.retry.delay_seconds(failures, uniform, failure.retry_after_seconds)
     total = policy.timeout.total_seconds

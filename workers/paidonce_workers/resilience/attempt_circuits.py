@@ -150,7 +150,7 @@ class ProviderRequest:
             self._report(NEUTRAL)
             return
         found = describe_failure(error)
-        self._report(failure(found.kinds, found.retry_after_seconds))
+        self._report(failure(found.kinds, found.retry_after_seconds, found.summary))
 
     @property
     def _shared(self) -> Any:

@@ -1,8 +1,8 @@
 """Letting go the steps that wait for open circuits; a part of the sweep of a shard.
 
-While a circuit is open nothing of it moves. When its time is over the oldest step that waits for it is sent: its
-delivery asks the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first, so
-that what has just healed is not knocked over.
+While a circuit is open nothing of it moves. When its time is over a step that waits for it is sent, each in its turn:
+its delivery asks the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first,
+so that what has just healed is not knocked over.
 
 Redis may be flushed: a circuit that steps wait for and that Redis has never seen move was forgotten. It is made
 half-open, so that again one of them finds out for all. If Redis is away each step's own due time decides: what is let
@@ -12,7 +12,7 @@ go then is held up by the breakers that the processes keep themselves.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from paidonce_models.database import Database
@@ -20,8 +20,10 @@ from paidonce_models.errors import CircuitStoreUnreachable
 from paidonce_models.store.messages import Message
 from paidonce_models.store.parked_steps import (
     ParkedAt,
+    ParkedKey,
     circuits_with_parked_steps,
     give_up_parked,
+    next_probe,
     oldest_parked,
     postpone_parked,
     unpark_step,
@@ -66,7 +68,7 @@ class ParkingLot:
                 if open_for_seconds > 0:
                     self._postpone(shard, at, open_for_seconds)
                 elif at.due_in_us <= 0:
-                    messages += self._release(shard, at, most=1, due_only=True)
+                    messages += self._probe(shard, at)
         messages += self._database.transact(
             lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard)
         )
@@ -87,7 +89,7 @@ class ParkingLot:
             breakers.force_open(at.circuit, HALF_OPEN_SECONDS, reason="Redis had forgotten it, and steps wait for it")
         except CircuitStoreUnreachable:
             return []  # the next sweep finds it away
-        return self._release(shard, at, most=1, due_only=False)
+        return self._probe(shard, at)
 
     def _ramp(self, shard: int, at: ParkedAt, *, due_only: bool) -> list[Message]:
         size = self._ramps.get((shard, at.circuit), FIRST_OF_RAMP)
@@ -96,11 +98,19 @@ class ParkingLot:
             self._ramps[shard, at.circuit] = min(2 * size, MOST_OF_RAMP)
         return released
 
+    def _probe(self, shard: int, at: ParkedAt) -> list[Message]:
+        with self._database.read() as connection:
+            keys = next_probe(connection, namespace=self._namespace, shard=shard, circuit=at.circuit)
+        return self._unpark(keys)
+
     def _release(self, shard: int, at: ParkedAt, *, most: int, due_only: bool) -> list[Message]:
         with self._database.read() as connection:
             keys = oldest_parked(
                 connection, namespace=self._namespace, shard=shard, circuit=at.circuit, most=most, due_only=due_only
             )
+        return self._unpark(keys)
+
+    def _unpark(self, keys: Sequence[ParkedKey]) -> list[Message]:
         messages: list[Message] = []
         for key in keys:
             message = self._database.transact(functools.partial(unpark_step, key=key))

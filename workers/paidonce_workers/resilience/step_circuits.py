@@ -18,7 +18,7 @@ from paidonce.policies.policy import WhenOpen
 from paidonce.registry import AnyStep
 from paidonce_models.errors import CircuitOpen
 from paidonce_models.store.parked_steps import Parking
-from paidonce_workers.breakers import NEUTRAL, Admission, CircuitBreakers, Outcome, failure
+from paidonce_workers.breakers import NEUTRAL, Admission, CircuitBreakers, CircuitState, Outcome, failure
 from paidonce_workers.breakers.outcome import CONTROL
 from paidonce_workers.resilience.learned_providers import LearnedProviders
 
@@ -138,6 +138,13 @@ class StepCircuits:
             admitted.append(admission)
         return Gate(breakers, tuple(admitted), None)
 
+    def is_open(self, policy: ResolvedPolicy) -> bool:
+        """Whether the circuit did not let every call through when this process last heard of it. Asks nobody."""
+        breaker = policy.policy.breaker
+        if self.breakers is None or breaker is None:
+            return False
+        return self.breakers.breaker(policy.circuit, breaker).state.circuit_state is not CircuitState.CLOSED
+
     def _watched(self, declaration: AnyStep, agent: str) -> Iterator[tuple[ResolvedPolicy, BreakerPolicy]]:
         own = self.policy_of(declaration)
         if own.policy.breaker is not None:
@@ -168,4 +175,4 @@ def outcome_for(error: BaseException, found: Failure) -> Outcome:
     that cannot be stored says nothing of it."""
     if not isinstance(error, Exception) or not SAYS_NOTHING.isdisjoint(found.kinds):
         return NEUTRAL
-    return failure(found.kinds, found.retry_after_seconds)
+    return failure(found.kinds, found.retry_after_seconds, found.summary)
