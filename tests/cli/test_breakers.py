@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.conftest import Project
+from tests.services.waiting import wait_until
 
 
 @pytest.fixture
@@ -41,6 +42,17 @@ def test_it_is_closed_by_hand(moved: Project, how: str) -> None:
     assert [each["state"] for each in shown["circuits"] if each["state"] != "closed"] == []
     assert [(each["from"], each["to"]) for each in shown["moves"]] == [("open", "closed"), ("closed", "open")]
     assert moved.paidonce("breakers", how, "crm", "--json").document["changed"] is False
+
+
+def test_a_name_that_nobody_calls_is_noted(project: Project) -> None:
+    opened = project.paidonce("breakers", "open", "divid", "--json")
+    assert opened.document == {"circuit": "divid", "changed": True}
+    assert "no circuit 'divid' is remembered" in opened.err
+    assert project.paidonce("breakers", "close", "divid").err == ""
+    with project.started("worker", "agents"):
+        wait_until(lambda: "ready" in project.log(), "the worker is up", 40)
+        assert "did you mean agents.divide?" in project.paidonce("breakers", "open", "divide").err
+        assert project.paidonce("breakers", "open", "agents.divide").err == ""
 
 
 def test_open_without_a_time_is_until_somebody_closes_it(project: Project) -> None:

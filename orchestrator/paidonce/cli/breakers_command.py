@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
 from rich.table import Table
 
-from paidonce.cli.connections import open_client
+from paidonce.cli.connections import open_client, workers_alive
 from paidonce.cli.documents import Document, time_text
 from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.client import Client
 from paidonce.policies import describe_failure, parse_duration
 from paidonce.settings import Settings
 from paidonce_models.errors import InvalidInput
@@ -92,6 +94,7 @@ def _move_by_hand(name: str, as_json: bool, act: Callable[[Any, str], object], d
     moves: list[Any] = []
     circuits.subscribe(moves.append)
     try:
+        known = {status.circuit for status in circuits.states()}
         act(circuits, f"{done} by hand")
     finally:
         circuits.close()
@@ -107,10 +110,25 @@ def _move_by_hand(name: str, as_json: bool, act: Callable[[Any, str], object], d
                 worker="paidonce breakers",
             )
         )
+    if name not in known:
+        _note_unknown(client, name, known)
     if as_json:
         print_json({"circuit": name, "changed": bool(moves)})
     else:
         click.echo(f"Circuit {name} is {done}." if moves else f"Circuit {name} was so already.")
+
+
+def _note_unknown(client: Client, name: str, remembered: set[str]) -> None:
+    """Say so where nobody seems to call anything by that name: it may be misspelt."""
+    known = remembered.union(*(worker.steps for worker in workers_alive(client)))
+    if name in known or name.startswith("provider:"):
+        return
+    meant = [each for each in sorted(known) if each.rpartition(".")[2] == name] or get_close_matches(name, known)
+    guess = f"; did you mean {' or '.join(meant)}?" if meant else ""
+    say(
+        f"Note: no circuit {name!r} is remembered and no live worker holds a tool of that full name{guess} "
+        "A name that policies give with `circuit:` is in order."
+    )
 
 
 def _breakers(settings: Settings) -> Any:
