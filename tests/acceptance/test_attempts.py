@@ -59,7 +59,9 @@ def test_time_limits_strike_sync_and_async_steps(shared: Site) -> None:
         f"StepTimedOut of {STEPPING}.sleeps_on",
         "2",
     ]
-    assert [attempt.outcome for attempt in attempts_of(shared, run.id, 3)] == ["timed_out", "accepted"]
+    first, second = attempts_of(shared, run.id, 3)
+    assert (first.outcome, second.outcome) == ("timed_out", "accepted")
+    assert first.error is not None and first.error["type"] == "StepTimedOut"
 
 
 def test_a_step_that_kills_its_process_condemns_only_itself(make_site: Callable[..., Site]) -> None:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from functools import partial
 
-from paidonce_models.errors import PaidonceError, StepInterrupt
+from paidonce_models.errors import PaidonceError, StepInterrupt, StepTimedOut
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.event_loop_thread import CoroutineCancelled, CoroutineHandle, EventLoopThread
 from paidonce_workers.interrupt import (
@@ -51,6 +51,10 @@ class BodyTimedOut(PaidonceError):
         self.timeout_seconds = timeout_seconds
         self.abandoned = abandoned
         """True if an async body ignored its cancellation and still runs on the event-loop thread."""
+
+    def to_json(self) -> dict[str, object]:
+        """Under the name of what the agent is told."""
+        return {**super().to_json(), "type": StepTimedOut.__name__, "code": StepTimedOut.code}
 
 
 class BodyCancelled(PaidonceError):
