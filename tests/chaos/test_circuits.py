@@ -109,8 +109,10 @@ def test_every_parked_run_wakes_whatever_happens_to_redis(
     stage.assert_no_worker_ended()
 
 
-def test_a_tool_that_flaps_costs_calls_and_no_run(private_redis: RedisServer, make_stage: MakeStage) -> None:
-    stage = circuit_stage(make_stage, Engines(name="sqlite-embedded"), private_redis.url())
+def test_a_tool_that_flaps_costs_calls_and_no_run(
+    some_engines: Engines, private_redis: RedisServer, make_stage: MakeStage
+) -> None:
+    stage = circuit_stage(make_stage, some_engines, private_redis.url())
     marks = stage.folder / "flaps"
     marks.mkdir()
     handles = [

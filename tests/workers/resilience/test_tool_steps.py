@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -64,7 +65,26 @@ async def careful() -> str:
         return f"{error.target}, {error.since is not None}, {error.retry_at is not None}"
 
 
-AGENTS = (search, searcher, careful)
+@agent(name="circuits.impatient")
+async def impatient() -> str:
+    try:
+        async with asyncio.timeout(30):
+            return str(await search())
+    except TimeoutError:
+        return "without it"
+
+
+@tool(name="circuits.elsewhere")
+def elsewhere() -> str:
+    return "elsewhere"
+
+
+@agent(name="circuits.both")
+async def both() -> list[str]:
+    return list(await asyncio.gather(search(), elsewhere()))
+
+
+AGENTS = (search, elsewhere, searcher, careful, impatient, both)
 
 
 def book(more: str = "", breaker: str = "", failures: int = 2) -> PolicyBook:
@@ -332,6 +352,36 @@ def test_a_cancelled_run_sleeps_no_longer(stand: Stand, breakers: CircuitBreaker
     stand.cancel(run_id)
     settle(stand, worker)
     assert stand.run(run_id).state is RunState.CANCELLED
+
+
+def test_an_agents_own_time_limit_goes_on_while_its_step_sleeps(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    run_id = stand.submit(impatient)
+    settle(stand, worker)
+    assert stand.run(run_id).state is RunState.PARKED
+    wake(stand, worker, sweeper)
+    assert stand.run(run_id).state is RunState.PARKED
+    stand.pass_time(40)
+    sweeper.sweep()
+    settle(stand, worker)
+    assert stand.run(run_id).result == b'"without it"'
+    assert [each.state for each in stand.steps(run_id)] == ["cancelled"]
+
+
+def test_what_does_not_need_the_tool_goes_on(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    sweeper = lead(stand, breakers)
+    breakers.force_open("circuits.search")
+    run_id = stand.submit(both)
+    settle(stand, worker)
+    assert [each.state for each in stand.steps(run_id)] == ["parked", "succeeded"]
+    state["down"] = False
+    breakers.force_close("circuits.search")
+    sweeper.sweep()
+    settle(stand, worker)
+    assert stand.run(run_id).result == b'["found","elsewhere"]'
 
 
 def test_tools_of_one_circuit_stand_and_fall_together(stand: Stand, breakers: CircuitBreakers) -> None:
