@@ -1,31 +1,19 @@
 """``paidonce drill outage`` as a user runs it, shorter."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.drill.command import drill
+
 COMMAND_SECONDS = 170
-
-
-def drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "paidonce.cli", "drill", "outage", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-    )
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(COMMAND_SECONDS + 10)
 def test_a_tool_that_is_down_is_left_alone_and_every_run_finishes(tmp_path: Path) -> None:
-    done = drill(tmp_path, "--runs", "20", "--seconds", "15", "--json")
+    done = drill(tmp_path, "outage --runs 20 --seconds 15 --json", seconds=COMMAND_SECONDS)
     assert done.stdout, done.stderr
     document = json.loads(done.stdout)
     # How long others take meanwhile is the full drill's to judge, on a machine that has nothing else to do.
@@ -41,6 +29,6 @@ def test_a_tool_that_is_down_is_left_alone_and_every_run_finishes(tmp_path: Path
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
-    done = drill(tmp_path, "--seconds", "1")
+    done = drill(tmp_path, "outage --seconds 1", seconds=COMMAND_SECONDS)
     assert done.returncode == 2
     assert "--seconds" in done.stderr
