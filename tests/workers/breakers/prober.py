@@ -43,6 +43,7 @@ class Prober:
 
     def report(self, token: str, effect: str) -> dict[str, object]:
         self.breakers.report(self.admissions.pop(token), SUCCESS if effect == "success" else failure({"down"}))
+        self.breakers._here().announcer.wait_until_told(10)
         return {"moves": [f"{change.source} -> {change.target}" for change in self.changes]}
 
     def beat(self) -> None:

@@ -143,6 +143,7 @@ def test_open_times_grow_at_each_failed_probe_up_to_the_cap(breakers: CircuitBre
         call(breakers, DOWN, policy)
     for number in range(3):
         breakers.report(probe(breakers, f"p{number}", policy), DOWN)
+    wait_until(lambda: len(heard) >= 7, "all moves are told")
     opened = [change for change in heard if change.target is CircuitState.OPEN]
     assert [change.until - change.at for change in opened if change.until is not None] == [
         timedelta(seconds=seconds) for seconds in (0.05, 0.1, 0.15, 0.15)
@@ -259,6 +260,8 @@ def test_each_move_is_told_once_in_the_whole_fleet(circuit_server: RedisServer, 
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(hammer, fleet[number % 4], number) for number in range(8)]:
             done.result()
+    for breakers in fleet:
+        breakers.close()
     epochs = [change.epoch for change in heard]
     assert len(epochs) > 20
     assert len(set(epochs)) == len(epochs)
@@ -277,6 +280,7 @@ def test_a_move_says_what_happened_when_and_why(breakers: CircuitBreakers) -> No
     breakers.subscribe(heard.append)
     for _ in range(3):
         call(breakers, DOWN)
+    wait_until(lambda: heard, "the move is told")
     (change,) = heard
     assert (change.circuit, change.source, change.target) == ("search", CircuitState.CLOSED, CircuitState.OPEN)
     assert change.reason == "failures in a row: 3 (http:503)"
@@ -293,7 +297,7 @@ def test_a_listener_that_fails_disturbs_nobody(breakers: CircuitBreakers, caplog
     breakers.subscribe(heard.append)
     for _ in range(3):
         call(breakers, DOWN)
-    assert len(heard) == 1
+    wait_until(lambda: heard, "the move is told")
     assert "a listener of circuit search failed" in caplog.text
 
 

@@ -100,7 +100,13 @@ def test_the_bucket_stays_bounded_whatever_is_asked(
 @pytest.fixture
 def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
     url = circuit_server.url()
-    made = Link(make=connection_maker(url, "TEST"), check=checker(namespace), address=url, setting="TEST")
+    made = Link(
+        make=connection_maker(url, "TEST"),
+        check=checker(namespace),
+        address=url,
+        setting="TEST",
+        tell=lambda news: news(),
+    )
     yield made
     made.close()
 

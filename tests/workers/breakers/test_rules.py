@@ -27,7 +27,13 @@ def many(scenarios: int) -> settings:
 @pytest.fixture
 def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
     url = circuit_server.url()
-    made = Link(make=connection_maker(url, "TEST"), check=checker(namespace), address=url, setting="TEST")
+    made = Link(
+        make=connection_maker(url, "TEST"),
+        check=checker(namespace),
+        address=url,
+        setting="TEST",
+        tell=lambda news: news(),
+    )
     yield made
     made.close()
 

@@ -68,8 +68,7 @@ class Guard:
         state.begin(_the_block)
         self._state = state
         if admission.is_probe:
-            # Last, so that a probe whose thread was interrupted before this line is not renewed for ever.
-            self._breaker.probes.begin(self._token, admission.circuit, is_inline=True)
+            self._breaker.probes.begin(self._token, admission.circuit, owner=self)
 
     def _take_state(self) -> SharedState:
         self._breaker.probes.end(self._token)
