@@ -14,6 +14,7 @@ import pytest
 from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange, CircuitState
 from paidonce_workers.breakers.announcing import CLOSING_SECONDS, MOST_WAITING, Announcer
+from paidonce_workers.breakers.own_threads import ThreadStarter
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
@@ -24,9 +25,11 @@ NAME = "paidonce-breakers-announce"
 
 @pytest.fixture
 def announcer() -> Iterator[Announcer]:
-    made = Announcer("test-announcer")
+    starter = ThreadStarter()
+    made = Announcer("test-announcer", starter.begin)
     yield made
     made.close()
+    starter.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-from paidonce_workers.breakers.own_threads import begin_thread
+from paidonce_workers.breakers.own_threads import Begin
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,10 @@ News = Callable[[], None]
 class Announcer:
     """One thread of one process, begun with the first news. Safe to use from many threads."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begin: Begin) -> None:
         """``name`` is the thread's."""
         self._name = name
+        self._begin_thread = begin
         self._lock = threading.Lock()
         self._was_asked = False
         self._speaker: int | None = None
@@ -40,10 +41,7 @@ class Announcer:
         """Begin now rather than with the first news. Raises nothing."""
         if self._speaker is None:
             self._was_asked = True
-            try:
-                begin_thread(self._speak, self._name)
-            except RuntimeError:
-                return  # no more threads: the next news try again
+            self._begin_thread(self._speak, self._name)
 
     def tell(self, news: News) -> None:
         """Say it soon. Waits for nothing and raises nothing."""

@@ -26,7 +26,7 @@ from paidonce_workers.breakers.deciding import Decider
 from paidonce_workers.breakers.guard import Guard
 from paidonce_workers.breakers.link import Link
 from paidonce_workers.breakers.outcome import Classify, Outcome
-from paidonce_workers.breakers.own_threads import OwnThreads
+from paidonce_workers.breakers.own_threads import OwnThreads, ThreadStarter
 from paidonce_workers.breakers.probes import ProbesUnderWay
 from paidonce_workers.breakers.retry_budgets import RetryBudgets
 from paidonce_workers.breakers.rules_in_process import RulesInProcess
@@ -161,8 +161,11 @@ class CircuitBreakers:
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """Begin the thread of the listeners; without this, the first move does. Raises nothing."""
-        self._here().announcer.start()
+        """Begin the threads that everything else needs; without this, the first call does. Raises nothing.
+
+        Ask for it in a thread that is not interrupted: see ``ThreadStarter``.
+        """
+        self._here().start()
 
     def close(self) -> None:
         """Tell listeners what is waiting, for two seconds at most, close connections and end this process's threads."""
@@ -179,8 +182,10 @@ class CircuitBreakers:
         return parts if parts is not None else self._made.setdefault(pid, self._make_parts())
 
     def _make_parts(self) -> _Parts:
+        starter = ThreadStarter()
         # Two, so that the log says that Redis is away also while a listener waits for a store that is away as well.
-        announcer, logger = Announcer("paidonce-breakers-announce"), Announcer("paidonce-breakers-log")
+        announcer = Announcer("paidonce-breakers-announce", starter.begin)
+        logger = Announcer("paidonce-breakers-log", starter.begin)
         alone = RulesInProcess()
         link: Link | None = None
         shared: RulesOnRedis | None = None
@@ -191,10 +196,11 @@ class CircuitBreakers:
                 address=self._address,
                 setting=self._setting,
                 tell=logger.tell,
+                begin=starter.begin,
             )
             shared = RulesOnRedis(link, self._namespace)
         decider = Decider(shared, link, alone, probe_seconds=self._probe_seconds, tell=logger.tell)
-        return _Parts(link, decider, self._classify, announcer, logger, _Subscribers(self._listeners))
+        return _Parts(link, decider, self._classify, starter, announcer, logger, _Subscribers(self._listeners))
 
 
 class _Parts:
@@ -205,6 +211,7 @@ class _Parts:
         link: Link | None,
         decider: Decider,
         classify: Classify,
+        starter: ThreadStarter,
         announcer: Announcer,
         logger: Announcer,
         subscribers: pybreaker.CircuitBreakerListener,
@@ -215,7 +222,8 @@ class _Parts:
         self.probes = ProbesUnderWay()
         self.budgets = RetryBudgets(decider)
         self._link = link
-        self._threads = OwnThreads()
+        self._starter = starter
+        self._threads = OwnThreads(starter.begin)
         self._classify = classify
         self._subscribers = subscribers
         self._storages: dict[str, SharedCircuitStorage] = {}
@@ -238,6 +246,11 @@ class _Parts:
         )
         return self._breakers.setdefault((circuit, policy), made)
 
+    def start(self) -> None:
+        """The threads that begin others and that tell listeners."""
+        self._starter.start()
+        self.announcer.start()
+
     def close(self) -> None:
         """Threads first: they use the connections, and what they do may be news."""
         self._threads.close()
@@ -245,6 +258,7 @@ class _Parts:
         if self._link is not None:
             self._link.close()
         self._logger.close()
+        self._starter.close()
 
 
 class _Subscribers(pybreaker.CircuitBreakerListener):

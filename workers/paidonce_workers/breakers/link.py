@@ -36,7 +36,7 @@ from typing import Final
 from redis.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError
 
-from paidonce_workers.breakers.own_threads import begin_thread
+from paidonce_workers.breakers.own_threads import Begin
 
 log = logging.getLogger(__name__)
 
@@ -81,21 +81,24 @@ class Link:
         address: str,
         setting: str,
         tell: Callable[[Callable[[], None]], None],
+        begin: Begin,
     ) -> None:
         """``check`` raises unless the server behind a fresh connection does what is needed; ``setting`` names it.
 
-        ``tell`` has something said soon, by another thread than those that ask and connect.
+        ``tell`` has something said soon, by another thread than those that ask and connect; ``begin`` begins a thread.
         """
         self._make = make
         self._check = check
         self._address = address
         self._setting = setting
         self._tell = tell
+        self._begin_thread = begin
         self._lock = threading.Lock()
         self._idle: SimpleQueue[AbstractConnection] = SimpleQueue()
         # Weak, so that a connection whose user was interrupted between two lines is not counted for ever.
         self._live: list[weakref.ref[AbstractConnection]] = []
         self._is_connecting = False
+        self._connect_again_from = 0.0
         self._grow_from = 0.0
         self._away_since: float | None = None
         self._unsaid: str | None = None
@@ -215,12 +218,12 @@ class Link:
                 return idle
 
     def _start_connector(self) -> None:
-        if self._is_connecting or self._closing.is_set():
+        now = time.monotonic()
+        if self._is_connecting or self._closing.is_set() or now < self._connect_again_from:
             return
-        try:
-            begin_thread(self._connect, "paidonce-breakers-connect")
-        except RuntimeError:
-            return  # no more threads: the next caller tries again
+        self._begin_thread(self._connect, "paidonce-breakers-connect")
+        # Last: a caller who is interrupted before leaves it to the next. And others need not order it as well.
+        self._connect_again_from = now + LOOK_UP_SECONDS
 
     def _connect(self) -> None:
         """In a thread. One at a time: a name server that hangs holds one thread, not one for each call."""
@@ -234,6 +237,7 @@ class Link:
                     return
         finally:
             self._is_connecting = False
+            self._connect_again_from = 0.0
 
     def _connect_once(self) -> bool:
         """Make one connection, after a pause if the store is away; whether there is nothing left to do."""

@@ -1,4 +1,4 @@
-"""A few threads that ask Redis on behalf of coroutines, and how a thread is begun by one that may be interrupted.
+"""The threads of a process's breakers: who begins them, and a few that ask Redis on behalf of coroutines.
 
 Not asyncio's default executor: user code may fill that one with work of its own
 (``asyncio.to_thread``), and an admission would wait behind it. Not an executor
@@ -12,11 +12,14 @@ touch only what takes and frees its lock in C: ``threading.Lock`` and
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,24 +28,69 @@ HOW_MANY = 4
 CLOSING_SECONDS = 2.0
 """Longer than any request to Redis may take."""
 
+Begin = Callable[[Callable[[], object], str], None]
+"""Runs something in a daemon thread of this name, soon."""
 
-def begin_thread(act: Callable[[], object], name: str) -> None:
-    """Run ``act`` in a daemon thread, begun in one step that an interrupt cannot cut in two.
 
-    ``Thread.start`` waits for an event of the new thread's, which would hang if that wait was interrupted: so a bare
-    thread does it. Raises ``RuntimeError`` if there can be no more threads.
+class ThreadStarter:
+    """Begins threads in a thread that is not interrupted. Safe to use from many threads.
+
+    Until CPython 3.12 a new thread counts for a moment as the one that begins it, and takes the interrupt that was
+    meant for that one: it dies, and whoever waits in ``Thread.start`` waits for ever. Only the first beginning is
+    exposed to that; nobody waits for it, and the next order repeats it.
     """
 
-    def start() -> None:
-        threading.Thread(target=act, name=name, daemon=True).start()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_serving = False
+        self._was_asked = False
+        self._orders: SimpleQueue[tuple[Callable[[], object], str] | None] = SimpleQueue()
 
-    _thread.start_new_thread(start, ())
+    def start(self) -> None:
+        """Begin now rather than with the first order. Raises nothing."""
+        if self._is_serving:
+            return
+        self._was_asked = True
+        try:
+            _thread.start_new_thread(_begin_thread, (self._serve, "paidonce-breakers-threads"))
+        except RuntimeError:
+            return  # no more threads: the next order tries again
+
+    def begin(self, act: Callable[[], object], name: str) -> None:
+        """Run ``act`` in a daemon thread, soon. Waits for nothing and raises nothing."""
+        self.start()
+        self._orders.put((act, name))
+
+    def close(self) -> None:
+        """No more orders are expected; the threads that were begun end as they like."""
+        if self._was_asked:
+            self._orders.put(None)
+
+    def _serve(self) -> None:
+        with self._lock:
+            if self._is_serving:
+                return  # several callers began it at once
+            self._is_serving = True
+        while (order := self._orders.get()) is not None:
+            try:
+                _begin_thread(*order)
+            except RuntimeError as error:
+                log.warning("no thread for circuits: %s", error, extra={"event": "breaker_thread_missing"})
+            del order
+        self._is_serving = False
+        if not self._orders.empty():
+            self.start()  # ordered while this one was ending
+
+
+def _begin_thread(act: Callable[[], object], name: str) -> None:
+    threading.Thread(target=act, name=name, daemon=True).start()
 
 
 class OwnThreads:
     """Begun as they are needed, ``HOW_MANY`` at most; for one process. Safe to use from many threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Begin) -> None:
+        self._begin_thread = begin
         self._lock = threading.Lock()
         self._serving = 0
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -82,7 +130,7 @@ class OwnThreads:
             return  # stuck; it is a daemon
 
     def _begin(self) -> None:
-        begin_thread(self._serve, "paidonce-breakers")
+        self._begin_thread(self._serve, "paidonce-breakers")
 
     def _serve(self) -> None:
         with self._lock:
