@@ -465,6 +465,27 @@ def test_cancelling_an_async_probe_gives_its_place_to_the_next(breakers: Circuit
     wait_until(lambda: breakers.admit("search", QUICK, token="next").is_probe, "the place is free again", 3)
 
 
+def test_closing_a_coroutine_inside_a_probe_gives_its_place_to_the_next(breakers: CircuitBreakers) -> None:
+    """As the garbage collector does with what an event loop left behind; nothing may be awaited then."""
+
+    async def body() -> None:
+        async with breakers.guard("search", QUICK):
+            await asyncio.get_running_loop().create_future()
+
+    async def step_by_hand() -> None:
+        coroutine = body()
+        asked = coroutine.send(None)
+        asked._asyncio_future_blocking = False
+        await asked
+        coroutine.send(None)
+        assert state_of(breakers) is CircuitState.HALF_OPEN
+        coroutine.close()
+
+    breakers.force_open("search", 0)
+    asyncio.run(step_by_hand())
+    wait_until(lambda: breakers.admit("search", QUICK, token="next").is_probe, "the place is free again", 3)
+
+
 def test_a_cancelled_task_still_reports_how_its_call_ended(breakers: CircuitBreakers) -> None:
     """The call failed, and the task is cancelled while Redis is told of it."""
 

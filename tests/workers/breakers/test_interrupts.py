@@ -188,6 +188,7 @@ def test_interrupted_calls_that_find_redis_away_leave_breakers_that_go_on_and_sa
 
 
 @steps
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # struck between the two
 def test_an_interrupted_event_loop_does_not_hold_the_threads_of_coroutines(
     breakers: CircuitBreakers, every: int
 ) -> None:
