@@ -186,7 +186,6 @@ def test_interrupted_calls_that_find_redis_away_leave_breakers_that_go_on_and_sa
         began = time.monotonic()
         guarded(made[-1])
         assert time.monotonic() - began < DELAY_SECONDS, victim.struck_in
-        wait_until(lambda: caplog.records, f"one line says so after {victim.struck_in}")
         made[-1].close()
         assert [getattr(record, "event", "") for record in caplog.records] == ["breaker_store_away"], victim.struck_in
         fresh()

@@ -41,7 +41,7 @@ from paidonce_workers.breakers.own_threads import Begin
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS: Final = 32
-LOOK_UP_SECONDS: Final = 0.05
+LOOK_UP_SECONDS: Final = 0.02
 """How often whoever waits for a connection looks whether the store is away by now."""
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 5.0
