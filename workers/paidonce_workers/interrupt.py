@@ -126,9 +126,9 @@ def _absorb(thread_ident: int, exception_type: type[BaseException]) -> None:
     slows the thread and, on 3.11 with a profile function, makes it spin.
     """
     try:
-        _set_async_exc(thread_ident, ctypes.py_object(exception_type))
+        # Sent until it strikes here: a finalizer that the garbage collector runs in this thread may swallow one.
         while True:
-            pass
+            _set_async_exc(thread_ident, ctypes.py_object(exception_type))
     except exception_type:
         return
 

@@ -125,6 +125,11 @@ class WorkerProcess:
         """From now on calls are priced by the store's own rows as well."""
         self.prices.start()
 
+    def start_breakers(self) -> None:
+        """Begin the thread in which moves of circuits are recorded."""
+        if self.breakers is not None:
+            self.breakers.start()
+
     def start_heartbeat(self, registered_as: str) -> None:
         """Renew the leases of this process, on a connection of its own."""
         self._heartbeat = Heartbeat(
@@ -200,33 +205,29 @@ class WorkerProcess:
             return
 
     def _note_transition(self, change: CircuitChange) -> None:
-        """Tell the store, from a thread that nobody waits for."""
-
-        def record() -> None:
-            try:
-                self.database.transact(
-                    lambda connection: record_transition(
-                        connection,
-                        namespace=self.settings.namespace,
-                        circuit=change.circuit,
-                        from_state=change.source.value,
-                        to_state=change.target.value,
-                        reason=change.reason,
-                        worker=self.worker,
-                    )
+        """Tell the store. The breakers call it in a thread of their own, which nobody waits for."""
+        try:
+            self.database.transact(
+                lambda connection: record_transition(
+                    connection,
+                    namespace=self.settings.namespace,
+                    circuit=change.circuit,
+                    from_state=change.source.value,
+                    to_state=change.target.value,
+                    reason=change.reason,
+                    worker=self.worker,
                 )
-            except StoreError as error:
-                log.warning(
-                    "circuit %s went from %s to %s (%s), which could not be recorded: %s",
-                    change.circuit,
-                    change.source.value,
-                    change.target.value,
-                    change.reason,
-                    error.message,
-                    extra={"event": "transition_not_recorded", "circuit": change.circuit},
-                )
-
-        self.bodies.deadlines.add(0.0, record)
+            )
+        except StoreError as error:
+            log.warning(
+                "circuit %s went from %s to %s (%s), which could not be recorded: %s",
+                change.circuit,
+                change.source.value,
+                change.target.value,
+                change.reason,
+                error.message,
+                extra={"event": "transition_not_recorded", "circuit": change.circuit},
+            )
 
     # -- hooks of the machinery ------------------------------------------------------
 
@@ -320,5 +321,6 @@ class WorkerProcesses:
         self._made[pid] = process
         process.start_capture()
         process.start_prices()
+        process.start_breakers()
         process.start_heartbeat(self.registered_as)
         return process

@@ -1,4 +1,8 @@
-"""A process of a fleet: reads orders from standard input, a line each, and answers each with a line of JSON.
+"""A process of a fleet: reads orders from its connection, a line each, and answers each with a line of JSON.
+
+One program is the parent of a fleet: it forks a process for each connection to
+its socket, before there are any breakers, so that a fleet costs one start of
+Python.
 
 ``admit CIRCUIT TOKEN AT`` asks at that instant of the machine's monotonic clock,
 so that many processes ask at once; ``hold CIRCUIT TOKEN`` asks and, as a probe,
@@ -8,6 +12,9 @@ renews its place until it is told ``report TOKEN EFFECT``, or dies.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -43,6 +50,7 @@ class Prober:
 
     def report(self, token: str, effect: str) -> dict[str, object]:
         self.breakers.report(self.admissions.pop(token), SUCCESS if effect == "success" else failure({"down"}))
+        self.breakers._here().announcer.wait_until_told(10)
         return {"moves": [f"{change.source} -> {change.target}" for change in self.changes]}
 
     def beat(self) -> None:
@@ -60,11 +68,33 @@ class Prober:
         raise SystemExit(f"no such order: {order}")
 
 
-def main(url: str, namespace: str, probe_seconds: str) -> None:
+def serve(connection: socket.socket, url: str, namespace: str, probe_seconds: str) -> None:
+    """One process of the fleet, until its connection is closed."""
     prober = Prober(url, namespace, float(probe_seconds))
     threading.Thread(target=prober.beat, daemon=True).start()
-    for line in sys.stdin:
-        print(json.dumps(prober.obey(line.split())), flush=True)
+    with connection.makefile("rw") as pipe:
+        for line in pipe:
+            order = line.split()
+            answer = {"pid": os.getpid()} if order == ["who"] else prober.obey(order)
+            print(json.dumps(answer), file=pipe, flush=True)
+
+
+def main(path: str, url: str, namespace: str, probe_seconds: str) -> None:
+    """The parent of the fleet."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    print("ready", flush=True)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            try:
+                serve(connection, url, namespace, probe_seconds)
+            finally:
+                os._exit(0)
+        connection.close()
 
 
 if __name__ == "__main__":

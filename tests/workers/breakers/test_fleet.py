@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,27 +31,23 @@ PROBE_SECONDS = 2.0
 
 
 class Process:
-    """One of the fleet, at the other end of a pipe."""
+    """One of the fleet, at the other end of a socket."""
 
-    def __init__(self, url: str, namespace: str, probe_seconds: float) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.workers.breakers.prober", url, namespace, str(probe_seconds)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            self._pipe = connection.makefile("rw")
+        pid = self.ask("who")["pid"]
+        assert isinstance(pid, int)
+        self.pid = pid
 
     def tell(self, *order: object) -> None:
         """Send an order."""
-        assert self.popen.stdin is not None
-        print(*order, file=self.popen.stdin, flush=True)
+        print(*order, file=self._pipe, flush=True)
 
     def answer(self) -> dict[str, object]:
         """Wait for the answer to the order before."""
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        found: dict[str, object] = json.loads(line) if line else {}
+        found: dict[str, object] = json.loads(self._pipe.readline())
         return found
 
     def ask(self, *order: object) -> dict[str, object]:
@@ -56,25 +56,34 @@ class Process:
         return self.answer()
 
     def end(self) -> None:
-        """By SIGKILL."""
-        self.popen.kill()
-        self.popen.wait()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass  # an order that it did not live to read
+        """By SIGKILL; again does nothing."""
+        if not self._pipe.closed:
+            os.kill(self.pid, signal.SIGKILL)
+            self._pipe.close()
 
 
 @contextmanager
 def fleet(url: str, namespace: str, size: int, probe_seconds: float) -> Iterator[list[Process]]:
-    processes = [Process(url, namespace, probe_seconds) for _ in range(size)]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.end()
+    with tempfile.TemporaryDirectory(prefix="paidonce-fleet-", dir="/tmp") as folder:
+        path = Path(folder) / "socket"
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.workers.breakers.prober", str(path), url, namespace, str(probe_seconds)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes: list[Process] = []
+        try:
+            assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+            processes += [Process(path) for _ in range(size)]
+            yield processes
+        finally:
+            for process in processes:
+                process.end()
+            parent.kill()
+            parent.wait()
+            if parent.stdout is not None:
+                parent.stdout.close()
 
 
 def test_sixteen_processes_at_a_half_open_circuit_send_exactly_one_probe_a_hundred_times_over(

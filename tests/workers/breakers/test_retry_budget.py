@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from paidonce.policies import RetryBudgetPolicy
 from paidonce_workers.breakers.connecting import connection_maker
 from paidonce_workers.breakers.link import Link
+from paidonce_workers.breakers.own_threads import ThreadStarter
 from paidonce_workers.breakers.retry_budget_model import LONGEST_SECONDS, Bucket, ask, deposit
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.services.valkey import RedisServer
@@ -100,9 +101,18 @@ def test_the_bucket_stays_bounded_whatever_is_asked(
 @pytest.fixture
 def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
     url = circuit_server.url()
-    made = Link(make=connection_maker(url, "TEST"), check=checker(namespace), address=url, setting="TEST")
+    starter = ThreadStarter()
+    made = Link(
+        make=connection_maker(url, "TEST"),
+        check=checker(namespace),
+        address=url,
+        setting="TEST",
+        tell=lambda news: news(),
+        begin=starter.begin,
+    )
     yield made
     made.close()
+    starter.close()
 
 
 def test_the_script_does_what_the_model_does(link: Link, namespace: str) -> None:

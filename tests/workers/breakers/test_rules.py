@@ -10,6 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from paidonce_workers.breakers.connecting import connection_maker
 from paidonce_workers.breakers.link import Link
+from paidonce_workers.breakers.own_threads import ThreadStarter
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.machine import CircuitMachine
@@ -27,9 +28,18 @@ def many(scenarios: int) -> settings:
 @pytest.fixture
 def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
     url = circuit_server.url()
-    made = Link(make=connection_maker(url, "TEST"), check=checker(namespace), address=url, setting="TEST")
+    starter = ThreadStarter()
+    made = Link(
+        make=connection_maker(url, "TEST"),
+        check=checker(namespace),
+        address=url,
+        setting="TEST",
+        tell=lambda news: news(),
+        begin=starter.begin,
+    )
     yield made
     made.close()
+    starter.close()
 
 
 def test_the_model_keeps_the_documented_rules() -> None:

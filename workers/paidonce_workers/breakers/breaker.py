@@ -7,7 +7,7 @@ while its coroutine is made; interrupts and Celery's control exceptions count
 neither as success nor as failure; an ignored error does not end a row of
 failures; a call's own error comes out also when it trips the circuit; late
 outcomes of a former epoch are ignored; listeners hear of a move in the one
-process that made it.
+process that made it, and in a thread that is nobody's but theirs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import pybreaker
 
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers.admission import Admission, change_of
+from paidonce_workers.breakers.admission import Admission, CircuitChange, change_of
+from paidonce_workers.breakers.announcing import Announcer
 from paidonce_workers.breakers.circuit import Answer, Verdict
 from paidonce_workers.breakers.deciding import BY_HAND_SECONDS, Decided
 from paidonce_workers.breakers.guard import Guard
@@ -58,6 +59,7 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
         classify: Classify,
         threads: OwnThreads,
         probes: ProbesUnderWay,
+        announcer: Announcer,
         listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
     ) -> None:
         super().__init__(
@@ -72,6 +74,7 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
         self.policy = policy
         self.threads = threads
         self.probes = probes
+        self._announcer = announcer
         self._storage = storage
         self._classify = classify
 
@@ -138,8 +141,8 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
     def open(self, *, for_seconds: float | None = None, reason: str = "opened by hand") -> bool:
         """Open the circuit of the fleet, for a time or until it is closed by hand.
 
-        Raises ``CircuitStoreUnreachable``, as the others that are done by hand. Always ``False``: to pybreaker,
-        that a call's own error comes out.
+        Raises ``CircuitStoreUnreachable`` and waits until listeners know, as the others that are done by hand.
+        Always ``False``: to pybreaker, that a call's own error comes out.
         """
         for_us = None if for_seconds is None else int(for_seconds * 1e6)
         self._by_hand(
@@ -167,6 +170,7 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
 
     def _by_hand(self, act: Callable[[RulesOnRedis], Answer]) -> None:
         self.hear(Decided(self._storage.decider.by_hand(act), is_shared=True))
+        self._announcer.wait_until_told(BY_HAND_SECONDS)
 
     def _decorate(self, func: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(func):
@@ -191,11 +195,13 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
         return STATE_OF_NAME[new_state](self)
 
     def hear(self, decided: Decided) -> None:
-        """Remember how the circuit stands, and tell listeners of a move that this request made."""
+        """Remember how the circuit stands, and have listeners told of a move that this request made."""
         self._storage.last = decided.answer
         change = change_of(decided.answer, self._storage.name, is_shared=decided.is_shared)
-        if change is None:
-            return
+        if change is not None:
+            self._announcer.tell(functools.partial(self._tell, change))
+
+    def _tell(self, change: CircuitChange) -> None:
         before = STATE_OF_NAME[change.source.value](self)
         after = STATE_OF_NAME[change.target.value](self, change=change)
         for listener in self.listeners:

@@ -19,13 +19,14 @@ from paidonce.broker_urls import redis_url
 from paidonce.policies import BreakerPolicy, RetryBudgetPolicy
 from paidonce.settings import Settings
 from paidonce_workers.breakers.admission import Admission, CircuitChange, CircuitStatus
+from paidonce_workers.breakers.announcing import Announcer
 from paidonce_workers.breakers.breaker import SharedCircuitBreaker
 from paidonce_workers.breakers.connecting import connection_maker, shown
 from paidonce_workers.breakers.deciding import Decider
 from paidonce_workers.breakers.guard import Guard
 from paidonce_workers.breakers.link import Link
 from paidonce_workers.breakers.outcome import Classify, Outcome
-from paidonce_workers.breakers.own_threads import OwnThreads
+from paidonce_workers.breakers.own_threads import OwnThreads, ThreadStarter
 from paidonce_workers.breakers.probes import ProbesUnderWay
 from paidonce_workers.breakers.retry_budgets import RetryBudgets
 from paidonce_workers.breakers.rules_in_process import RulesInProcess
@@ -90,7 +91,7 @@ class CircuitBreakers:
         parts = self._here()
         admission = parts.breaker(circuit, policy).admit(token)
         if admission.is_probe:
-            parts.probes.begin(token, circuit, is_inline=False)
+            parts.probes.begin(token, circuit, owner=None)
         return admission
 
     def report(self, admission: Admission, outcome: Outcome) -> None:
@@ -152,14 +153,22 @@ class CircuitBreakers:
         self.breaker(circuit, ANY_POLICY).reset(reason=reason)
 
     def subscribe(self, listener: Listener) -> None:
-        """Be told of each move that a request of this process made, in the thread that made it: be quick.
+        """Be told of each move that a request of this process made, one after the other, in a thread for that alone.
 
-        What a listener raises is logged and goes no further.
+        What a listener raises is logged and goes no further. One that is slow delays the others, and nobody else;
+        what is done by hand waits for it for two seconds.
         """
         self._listeners.append(listener)
 
+    def start(self) -> None:
+        """Begin the threads that everything else needs; without this, the first call does. Raises nothing.
+
+        Ask for it in a thread that is not interrupted: see ``ThreadStarter``.
+        """
+        self._here().start()
+
     def close(self) -> None:
-        """Close this process's connections and end its threads."""
+        """Tell listeners what is waiting, for two seconds at most, close connections and end this process's threads."""
         parts = self._made.pop(os.getpid(), None)
         if parts is not None:
             parts.close()
@@ -173,29 +182,50 @@ class CircuitBreakers:
         return parts if parts is not None else self._made.setdefault(pid, self._make_parts())
 
     def _make_parts(self) -> _Parts:
+        starter = ThreadStarter()
+        # Two, so that the log says that Redis is away also while a listener waits for a store that is away as well.
+        announcer = Announcer("paidonce-breakers-announce", starter.begin)
+        logger = Announcer("paidonce-breakers-log", starter.begin)
         alone = RulesInProcess()
         link: Link | None = None
         shared: RulesOnRedis | None = None
         if self._make is not None:
-            link = Link(make=self._make, check=checker(self._namespace), address=self._address, setting=self._setting)
+            link = Link(
+                make=self._make,
+                check=checker(self._namespace),
+                address=self._address,
+                setting=self._setting,
+                tell=logger.tell,
+                begin=starter.begin,
+            )
             shared = RulesOnRedis(link, self._namespace)
-        decider = Decider(shared, link, alone, probe_seconds=self._probe_seconds)
-        return _Parts(link, decider, self._classify, _Announcer(self._listeners))
+        decider = Decider(shared, link, alone, probe_seconds=self._probe_seconds, tell=logger.tell)
+        return _Parts(link, decider, self._classify, starter, announcer, logger, _Subscribers(self._listeners))
 
 
 class _Parts:
     """What one process has."""
 
     def __init__(
-        self, link: Link | None, decider: Decider, classify: Classify, announcer: pybreaker.CircuitBreakerListener
+        self,
+        link: Link | None,
+        decider: Decider,
+        classify: Classify,
+        starter: ThreadStarter,
+        announcer: Announcer,
+        logger: Announcer,
+        subscribers: pybreaker.CircuitBreakerListener,
     ) -> None:
+        self.announcer = announcer
+        self._logger = logger
         self.decider = decider
         self.probes = ProbesUnderWay()
         self.budgets = RetryBudgets(decider)
         self._link = link
-        self._threads = OwnThreads()
+        self._starter = starter
+        self._threads = OwnThreads(starter.begin)
         self._classify = classify
-        self._announcer = announcer
+        self._subscribers = subscribers
         self._storages: dict[str, SharedCircuitStorage] = {}
         self._breakers: dict[tuple[str, BreakerPolicy], SharedCircuitBreaker] = {}
 
@@ -211,18 +241,27 @@ class _Parts:
             classify=self._classify,
             threads=self._threads,
             probes=self.probes,
-            listeners=[self._announcer],
+            announcer=self.announcer,
+            listeners=[self._subscribers],
         )
         return self._breakers.setdefault((circuit, policy), made)
 
+    def start(self) -> None:
+        """The threads that begin others and that tell listeners."""
+        self._starter.start()
+        self.announcer.start()
+
     def close(self) -> None:
-        """Threads first: they use the connections."""
+        """Threads first: they use the connections, and what they do may be news."""
         self._threads.close()
+        self.announcer.close()
         if self._link is not None:
             self._link.close()
+        self._logger.close()
+        self._starter.close()
 
 
-class _Announcer(pybreaker.CircuitBreakerListener):
+class _Subscribers(pybreaker.CircuitBreakerListener):
     """Hands moves on to those who subscribed, and to the log."""
 
     def __init__(self, listeners: list[Listener]) -> None:

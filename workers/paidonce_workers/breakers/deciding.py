@@ -65,13 +65,15 @@ class Decider:
         alone: RulesInProcess,
         *,
         probe_seconds: float,
+        tell: Callable[[Callable[[], None]], None],
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Without ``shared`` and its ``link`` the process always decides alone."""
+        """Without ``shared`` and its ``link`` the process always decides alone; ``tell`` has something said soon."""
         self._shared = shared
         self._link = link
         self._alone = alone
         self._probe_us = int(probe_seconds * 1e6)
+        self._tell = tell
         self._chance = chance
         self._seen: dict[str, LastSeen] = {}
         self._said_that_nothing_is_shared = False
@@ -176,7 +178,9 @@ class Decider:
     def _try(self, act: Callable[[RulesOnRedis], T]) -> T | None:
         """What Redis says, ``None`` if it is away."""
         if self._shared is None:
-            self._say_that_nothing_is_shared()
+            if not self._said_that_nothing_is_shared:
+                self._said_that_nothing_is_shared = True
+                self._tell(_say_that_nothing_is_shared)
             return None
         try:
             return act(self._shared)
@@ -236,13 +240,11 @@ class Decider:
             reason=STORE_IS_AWAY if self._shared is not None else NO_STORE,
         )
 
-    def _say_that_nothing_is_shared(self) -> None:
-        if self._said_that_nothing_is_shared:
-            return
-        self._said_that_nothing_is_shared = True
-        log.warning(
-            "no Redis is configured, so circuits and retry budgets are not shared: each process decides by itself, "
-            "from what it sees itself, and policies with `when_store_down: refuse` let nothing through. Set "
-            "PAIDONCE_REDIS_URL to share them",
-            extra={"event": "breaker_store_missing"},
-        )
+
+def _say_that_nothing_is_shared() -> None:
+    log.warning(
+        "no Redis is configured, so circuits and retry budgets are not shared: each process decides by itself, "
+        "from what it sees itself, and policies with `when_store_down: refuse` let nothing through. Set "
+        "PAIDONCE_REDIS_URL to share them",
+        extra={"event": "breaker_store_missing"},
+    )

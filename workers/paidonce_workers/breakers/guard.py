@@ -59,7 +59,9 @@ class Guard:
         if error is not None and not state.is_probe and self._breaker.outcome_of(error).effect is Effect.NEUTRAL:
             state.end(error)  # nobody is told of it
             return
-        await asyncio.shield(asyncio.wrap_future(self._breaker.threads.submit(state.end, error)))
+        reporting = self._breaker.threads.submit(state.end, error)
+        if not isinstance(error, GeneratorExit):  # a coroutine that is being closed may not wait
+            await asyncio.shield(asyncio.wrap_future(reporting))
 
     def _begin(self, admission: Admission) -> None:
         if self._state is not None:
@@ -68,8 +70,7 @@ class Guard:
         state.begin(_the_block)
         self._state = state
         if admission.is_probe:
-            # Last, so that a probe whose thread was interrupted before this line is not renewed for ever.
-            self._breaker.probes.begin(self._token, admission.circuit, is_inline=True)
+            self._breaker.probes.begin(self._token, admission.circuit, owner=self)
 
     def _take_state(self) -> SharedState:
         self._breaker.probes.end(self._token)

@@ -8,6 +8,10 @@ answered too late, or with an error, declares the store *away*: from then on
 everybody is refused at once, and only that thread asks, with growing pauses,
 until the store does what is needed again. One line in the log says so each time.
 
+Callers may be struck by an interrupt at any bytecode (``interrupt``), so they
+touch no lock but those that are taken and freed in C, wait for a connection
+without holding any, and leave behind nothing that is counted.
+
 Never retries a script: whether it was executed is not known. Fork-safe as far
 as a forked child makes a ``Link`` of its own.
 """
@@ -24,15 +28,21 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from redis.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError
 
+from paidonce_workers.breakers.own_threads import Begin
+
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS: Final = 32
+LOOK_UP_SECONDS: Final = 0.02
+"""How often whoever waits for a connection looks whether the store is away by now."""
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 5.0
 STEADY_SECONDS: Final = 30.0
@@ -70,19 +80,30 @@ class Link:
         check: Callable[[AbstractConnection], None],
         address: str,
         setting: str,
+        tell: Callable[[Callable[[], None]], None],
+        begin: Begin,
     ) -> None:
-        """``check`` raises unless the server behind a fresh connection does what is needed; ``setting`` names it."""
+        """``check`` raises unless the server behind a fresh connection does what is needed; ``setting`` names it.
+
+        ``tell`` has something said soon, by another thread than those that ask and connect; ``begin`` begins a thread.
+        """
         self._make = make
         self._check = check
         self._address = address
         self._setting = setting
-        self._changed = threading.Condition(threading.Lock())
-        self._idle: list[AbstractConnection] = []
+        self._tell = tell
+        self._begin_thread = begin
+        self._lock = threading.Lock()
+        self._idle: SimpleQueue[AbstractConnection] = SimpleQueue()
         # Weak, so that a connection whose user was interrupted between two lines is not counted for ever.
-        self._live: weakref.WeakSet[AbstractConnection] = weakref.WeakSet()
-        self._connector: threading.Thread | None = None
+        self._live: list[weakref.ref[AbstractConnection]] = []
+        self._is_connecting = False
+        self._connect_again_from = 0.0
         self._grow_from = 0.0
         self._away_since: float | None = None
+        self._unsaid: str | None = None
+        """Why the store is away, until that is told."""
+        self._said_since: float | None = None
         self._back_since = time.monotonic() - STEADY_SECONDS
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._closing = threading.Event()
@@ -114,10 +135,9 @@ class Link:
 
     def close(self) -> None:
         """Close what is idle; scripts are refused from now on."""
-        self._closing.set()
-        with self._changed:
-            idle, self._idle = self._idle, []
-            self._changed.notify_all()
+        with self._lock:
+            self._closing.set()
+            idle = self._empty_idle()
         for connection in idle:
             connection.disconnect()
 
@@ -137,107 +157,150 @@ class Link:
         return answer
 
     def _take(self, deadline: float) -> AbstractConnection:
-        with self._changed:
-            while True:
-                if self._closing.is_set():
-                    raise StoreAway("closed")
-                if self._away_since is not None:
-                    self._start_connector()  # it runs, unless whoever declared it away was interrupted right then
-                    raise StoreAway("away")
-                while self._idle:
-                    connection = self._idle.pop()
-                    if _is_sound(connection):
-                        return connection
-                    self._live.discard(connection)
-                if len(self._live) < MOST_CONNECTIONS and time.monotonic() >= self._grow_from:
-                    self._start_connector()
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    break
-            there_is_none = not self._live
-        if there_is_none:
+        while True:
+            if self._closing.is_set():
+                raise StoreAway("closed")
+            if self.is_away:
+                # Both are done, unless whoever declared it away was interrupted right then.
+                self._have_it_said()
+                self._start_connector()
+                raise StoreAway("away")
+            connection = self._next_idle(deadline)
+            if connection is not None:
+                if _is_sound(connection):
+                    return connection
+                self._forget(connection)
+                del connection
+            elif time.monotonic() >= deadline:
+                break
+        if self._how_many_live() == 0:
             self._lose("no connection in time")
         raise StoreAway("no connection in time")
 
+    def _next_idle(self, deadline: float) -> AbstractConnection | None:
+        """One that is idle, or becomes so in a moment. An interrupt may lose it, and then another one is made."""
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            if self._how_many_live() < MOST_CONNECTIONS and time.monotonic() >= self._grow_from:
+                self._start_connector()
+        try:
+            return self._idle.get(timeout=max(0.0, min(deadline - time.monotonic(), LOOK_UP_SECONDS)))
+        except Empty:
+            return None
+
     def _give(self, connection: AbstractConnection) -> None:
-        with self._changed:
-            keep = self._away_since is None and not self._closing.is_set()
+        with self._lock:
+            keep = not self.is_away and not self._closing.is_set()
             if keep:
-                self._idle.append(connection)
-                self._changed.notify()
+                self._idle.put(connection)
         if not keep:
             connection.disconnect()
 
     def _drop(self, connection: AbstractConnection) -> None:
         connection.disconnect()
-        with self._changed:
-            self._live.discard(connection)
+        self._forget(connection)
+
+    def _forget(self, connection: AbstractConnection) -> None:
+        with self._lock:
+            self._live = [each for each in self._live if each() not in (None, connection)]
+
+    def _how_many_live(self) -> int:
+        return sum(each() is not None for each in self._live)
+
+    def _empty_idle(self) -> list[AbstractConnection]:
+        """Under the lock, so that none is given back meanwhile."""
+        idle = []
+        while True:
+            try:
+                idle.append(self._idle.get_nowait())
+            except Empty:
+                return idle
 
     def _start_connector(self) -> None:
-        """Under the lock. One at a time: a name server that hangs holds one thread, not one for each call."""
-        if self._closing.is_set() or (self._connector is not None and self._connector.is_alive()):
+        now = time.monotonic()
+        if self._is_connecting or self._closing.is_set() or now < self._connect_again_from:
             return
-        self._connector = threading.Thread(target=self._connect, name="paidonce-breakers-connect", daemon=True)
-        self._connector.start()
+        self._begin_thread(self._connect, "paidonce-breakers-connect")
+        # Last: a caller who is interrupted before leaves it to the next. And others need not order it as well.
+        self._connect_again_from = now + LOOK_UP_SECONDS
 
     def _connect(self) -> None:
-        """Make one connection; while the store is away, try until it is back."""
-        while not self._closing.is_set():
-            if self.is_away and self._closing.wait(self._pause_seconds):
-                return
-            try:
-                connection = self._make()
-                connection.connect()
-                self._check(connection)
-            except (RedisError, OSError) as error:
-                with self._changed:
-                    if self._live and self._away_since is None:
-                        self._grow_from = time.monotonic() + FIRST_PAUSE_SECONDS
-                        self._connector = None
-                        return  # the connections that are there will do
-                self._lose(_said(error))
-                self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
-                continue
-            if self._welcome(connection):
-                return
+        """In a thread. One at a time: a name server that hangs holds one thread, not one for each call."""
+        with self._lock:
+            if self._is_connecting or not (self.is_away or self._idle.empty()):
+                return  # several callers began one at once
+            self._is_connecting = True
+        try:
+            while not self._closing.is_set():
+                if self._connect_once():
+                    return
+        finally:
+            self._is_connecting = False
+            self._connect_again_from = 0.0
 
-    def _welcome(self, connection: AbstractConnection) -> bool:
-        with self._changed:
-            if self._closing.is_set():
-                connection.disconnect()
-                return True
-            away_since, self._away_since = self._away_since, None
-            if away_since is not None:
-                self._back_since = time.monotonic()
-            self._live.add(connection)
-            self._idle.append(connection)
-            self._connector = None  # this thread is about to end
-            self._changed.notify_all()
-        if away_since is not None:
-            log.warning(
-                "the Redis of circuits and retry budgets (%s, %s) is back after %.1f s: they are shared again",
-                self._address,
-                self._setting,
-                time.monotonic() - away_since,
-                extra={"event": "breaker_store_back"},
-            )
+    def _connect_once(self) -> bool:
+        """Make one connection, after a pause if the store is away; whether there is nothing left to do."""
+        if self.is_away and self._closing.wait(self._pause_seconds):
+            return True
+        try:
+            connection = self._make()
+            connection.connect()
+            self._check(connection)
+        except (RedisError, OSError) as error:
+            with self._lock:
+                if self._how_many_live() and not self.is_away:
+                    self._grow_from = time.monotonic() + FIRST_PAUSE_SECONDS
+                    return True  # the connections that are there will do
+            self._lose(_said(error))
+            self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+            return False
+        self._welcome(connection)
         return True
+
+    def _welcome(self, connection: AbstractConnection) -> None:
+        self._have_it_said()
+        away_since = self._away_since
+        if away_since is not None:
+            self._tell(partial(self._say_that_it_is_back, time.monotonic() - away_since))
+        with self._lock:
+            is_closing = self._closing.is_set()
+            if not is_closing:
+                if away_since is not None:
+                    self._back_since = time.monotonic()
+                    self._away_since = None
+                self._live = [*(each for each in self._live if each() is not None), weakref.ref(connection)]
+                self._idle.put(connection)
+        if is_closing:
+            connection.disconnect()
 
     def _lose(self, why: str) -> None:
         """Declare the store away; once, whoever finds out first."""
-        with self._changed:
-            if self._away_since is not None or self._closing.is_set():
+        with self._lock:
+            if self.is_away or self._closing.is_set():
                 return
             now = time.monotonic()
-            self._away_since = now
             if now - self._back_since >= STEADY_SECONDS:
                 self._pause_seconds = FIRST_PAUSE_SECONDS
-            idle, self._idle = self._idle, []
-            self._live.clear()
-            self._start_connector()
-            self._changed.notify_all()
+            self._unsaid = why
+            self._away_since = now
+            self._live = []
+            idle = self._empty_idle()
+        self._have_it_said()
+        self._start_connector()
         for connection in idle:
             connection.disconnect()
+
+    def _have_it_said(self) -> None:
+        why, away_since = self._unsaid, self._away_since
+        if why is not None and away_since is not None:
+            self._tell(partial(self._say_that_it_is_away, why, away_since))
+            self._unsaid = None  # last, so that a caller who is interrupted before leaves it to the next
+
+    def _say_that_it_is_away(self, why: str, away_since: float) -> None:
+        if away_since == self._said_since:
+            return  # several callers had it said at once
+        self._said_since = away_since
         log.warning(
             "the Redis of circuits and retry budgets (%s, %s) is away: %s. Until it is back this process decides by "
             "itself, from what it sees itself; policies with `when_store_down: refuse` let nothing through",
@@ -245,6 +308,15 @@ class Link:
             self._setting,
             why,
             extra={"event": "breaker_store_away"},
+        )
+
+    def _say_that_it_is_back(self, after_seconds: float) -> None:
+        log.warning(
+            "the Redis of circuits and retry budgets (%s, %s) is back after %.1f s: they are shared again",
+            self._address,
+            self._setting,
+            after_seconds,
+            extra={"event": "breaker_store_back"},
         )
 
 

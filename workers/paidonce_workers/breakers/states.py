@@ -8,7 +8,7 @@ outcome still knows to which epoch it belongs.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pybreaker
 
@@ -19,6 +19,8 @@ from paidonce_workers.breakers.outcome import NEUTRAL, SUCCESS, Effect
 
 if TYPE_CHECKING:
     from paidonce_workers.breakers.breaker import SharedCircuitBreaker
+
+T = TypeVar("T")
 
 
 class SharedState(pybreaker.CircuitBreakerState):
@@ -44,6 +46,17 @@ class SharedState(pybreaker.CircuitBreakerState):
     def is_probe(self) -> bool:
         """Whether this call holds the place of a probe."""
         return self.admission is not None and self.admission.is_probe
+
+    def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """pybreaker's way of making the call; a probe holds its place meanwhile."""
+        admission = self.admission
+        if admission is None or not admission.is_probe:
+            return super().call(func, *args, **kwargs)
+        try:
+            self.breaker.probes.begin(admission.token, admission.circuit, owner=self)
+            return super().call(func, *args, **kwargs)
+        finally:
+            self.breaker.probes.end(admission.token)
 
     def begin(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Before the call. Raises ``CircuitOpen`` if it may not be made."""
