@@ -244,6 +244,7 @@ def record_usage(
             "record_usage was called outside a step: call it inside the body of a @step or @tool; in a thread that "
             "the step started itself, run the work with asyncio.to_thread or contextvars.copy_context().run"
         )
+    status = _check_words(status, provider=provider, model=model, request_id=request_id)
     tokens = (input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens)
     has_tokens = any(count is not None for count in tokens)
     if response is not None and has_tokens:
@@ -279,7 +280,7 @@ def record_usage(
         return captured
     call = CallRecord(
         kind=kind_of(usage),
-        started_at_us=started_at_us if started_at_us is not None else recorder.now_us() - (duration_us or 0),
+        started_at_us=recorder.now_us() if started_at_us is None else started_at_us,
         duration_us=duration_us,
         usage_source=source,
         status=status,
@@ -288,9 +289,22 @@ def record_usage(
         other_cost_nanousd=None if usage.is_known else cost_nanousd,
         price_source=price_source,
     )
+    if started_at_us is None and duration_us is not None:
+        call = replace(call, started_at_us=max(0, call.started_at_us - duration_us))
     call = recorder.priced(call, usage)
     recorder.append(call, usage, ids)
     return call
+
+
+def _check_words(status: object, **names: object) -> CallStatus:
+    """The status, which may be its plain name; names are text or left out. Raises ``InvalidInput``."""
+    for name, value in names.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidInput(f"{name} must be text or None, got {type(value).__name__} {value!r:.50}")
+    try:
+        return CallStatus(status)  # type: ignore[arg-type]  # whatever it is, the enumeration looks it up
+    except ValueError:
+        raise InvalidInput(f"status {status!r:.50}: expected {', '.join(CallStatus)}") from None
 
 
 def stated_cost(

@@ -104,6 +104,15 @@ def test_a_cost_of_zero_is_known_to_be_zero(recorder: CallRecorder) -> None:
         ({"cost_usd": "cheap"}, "cost_usd: 'cheap' is not a decimal number"),
         ({"input_tokens": -5}, r"input_tokens \(-5\)"),
         ({"input_tokens": 5, "cache_read_tokens": 6}, "cannot exceed"),
+        ({"cost_usd": 1, "started_at_us": 10**22}, "started_at_us .* check the unit"),
+        ({"cost_usd": 1, "started_at_us": datetime(2026, 11, 1, tzinfo=UTC)}, "started_at_us .* got datetime"),
+        ({"cost_usd": 1, "duration_us": -1}, r"duration_us \(-1\)"),
+        ({"cost_usd": 1, "duration_us": 1.5}, "duration_us .* got float"),
+        ({"cost_usd": 1, "duration_us": 10**30}, "duration_us .* check the unit"),
+        ({"cost_usd": 1, "status": "fine"}, "status 'fine': expected ok, failed, cut"),
+        ({"cost_usd": 1, "provider": ["openai"]}, "provider must be text or None, got list"),
+        ({"input_tokens": 1, "model": 5}, "model must be text or None, got int"),
+        ({"cost_usd": 1, "request_id": 5}, "request_id must be text or None, got int"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_records_nothing(

@@ -11,17 +11,16 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Final
-
-import orjson
 
 from paidonce.attempt_policies import GuardedRequest
 from paidonce.captured_calls import CapturedCall
 from paidonce.usage import CallRecorder
+from paidonce_models.errors import InvalidInput
 from paidonce_models.money import nanousd_from_usd
-from paidonce_models.usage import CallRecord, CallStatus, UsageSource
+from paidonce_models.usage import LARGEST_COST_NANOUSD, CallRecord, CallStatus, UsageSource
 from paidonce_workers.capture.answers import AnswerReader, reader_for
+from paidonce_workers.capture.bounded_bytes import parsed_json
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import Endpoint
 from paidonce_workers.capture.retries import Retries, fingerprint
@@ -35,6 +34,8 @@ REQUEST_ID_HEADERS: Final = (
 )
 GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
+
+_STATED_COST: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{0,60})?([eE][+-]?[0-9]{1,3})?")
 
 Decode = Callable[[bytes], Iterable[bytes]]
 
@@ -166,12 +167,12 @@ def requested_model(content: bytes) -> str | None:
     if len(content) > PARSED_REQUEST_BYTES:
         found = models_in(content)
         if len(found) == 1:
-            return str(orjson.loads(b'"' + found.pop() + b'"'))
+            content = b'{"model":"' + found.pop() + b'"}'
     if not content:
         return None
     try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
+        document = parsed_json(content)
+    except ValueError:
         return None
     model = document.get("model") if isinstance(document, dict) else None
     return model if isinstance(model, str) and model else None
@@ -198,12 +199,12 @@ def gateway_cost(header: str | None) -> int | None:
     """The cost a gateway states, in nano-dollars; ``None`` if it states none.
 
     LiteLLM writes 0 both for a model whose price it does not know and before a
-    stream has begun, so that 0 says nothing here.
+    stream has begun, so that 0 says nothing here, nor does what is no amount.
     """
-    if not header:
+    if not header or _STATED_COST.fullmatch(header.strip()) is None:
         return None
     try:
-        cost = Decimal(header)
-    except InvalidOperation:
+        cost_nanousd = nanousd_from_usd(header.strip(), round_to_nano=True)
+    except InvalidInput:  # an exponent beyond any amount
         return None
-    return nanousd_from_usd(cost, round_to_nano=True) if cost.is_finite() and cost > 0 else None
+    return cost_nanousd if 0 < cost_nanousd <= LARGEST_COST_NANOUSD else None
