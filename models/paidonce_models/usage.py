@@ -53,7 +53,7 @@ class UsageSource(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """How the request ended; ``cut`` is a stream that broke off."""
+    """How the request ended; ``cut`` is an answer that broke off, or that nobody waited for."""
 
     OK = "ok"
     FAILED = "failed"

@@ -223,6 +223,7 @@ def record_usage(
     started_at_us: int | None = None,
     duration_us: int | None = None,
     status: CallStatus = CallStatus.OK,
+    estimated: bool = False,
 ) -> CallRecord:
     """Record one paid call of the step that is running, and return what was recorded.
 
@@ -231,6 +232,8 @@ def record_usage(
     with their price. ``provider`` and ``model`` say who bills and what was
     asked for. A stated cost is taken as it is; otherwise the tokens are
     priced, and an unknown model keeps its tokens and has an unknown cost.
+    ``estimated`` says that the numbers are the caller's own count, as for a
+    stream that reported none.
 
     A response that usage capture has seen on the wire is not counted again:
     it is known by the provider's id of the request or the response, and the
@@ -249,6 +252,8 @@ def record_usage(
     has_tokens = any(count is not None for count in tokens)
     if response is not None and has_tokens:
         raise InvalidInput("record_usage takes a response or token counts, not both; leave one out")
+    if estimated and not has_tokens:
+        raise InvalidInput("estimated=True speaks of token counts; give them, or leave it out")
     cost_nanousd, price_source = stated_cost(cost_usd, units, unit_price_usd)
     if response is None and not has_tokens and cost_nanousd is None:
         raise InvalidInput(
@@ -265,7 +270,7 @@ def record_usage(
         output_tokens=output_tokens,
         reasoning_tokens=reasoning_tokens,
     )
-    source = UsageSource.EXPLICIT
+    source = UsageSource.ESTIMATED if estimated else UsageSource.EXPLICIT
     if response is not None:
         # As above: readers of responses are imported when there is one.
         from paidonce_models.pricing.extraction import extract_usage, request_ids_of  # noqa: PLC0415

@@ -117,12 +117,28 @@ def test_a_refused_request_is_a_failed_call_of_unknown_cost(status: int) -> None
 
 
 def test_a_transport_error_is_a_failed_call_and_reaches_the_user() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("nobody there", request=request)
+
+    with step_body() as recorder, client(refuse) as http, pytest.raises(httpx.ConnectError, match="nobody"):
+        http.post(OPENAI, json=ASKED)
+    call = only(recorder)
+    assert (call.status, call.is_unpriced) == (CallStatus.FAILED, False)
+
+
+def test_a_request_that_was_sent_and_timed_out_may_be_billed_and_its_next_try_is_a_retry() -> None:
     def time_out(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("late", request=request)
 
-    with step_body() as recorder, client(time_out) as http, pytest.raises(httpx.ReadTimeout, match="late"):
-        http.post(OPENAI, json=ASKED)
-    assert only(recorder).status is CallStatus.FAILED
+    with step_body() as recorder, client(time_out) as http:
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout, match="late"):
+                http.post(OPENAI, json=ASKED)
+    calls = recorder.drain()
+    assert [(call.status, call.is_unpriced, call.http_retry) for call in calls] == [
+        (CallStatus.CUT, True, 0),
+        (CallStatus.CUT, True, 1),
+    ]
 
 
 def test_a_cancelled_request_is_cut_for_nobody_knows_what_the_provider_did() -> None:

@@ -66,7 +66,7 @@ def run_sql(url: str, sql: str) -> list[list[dict[str, Any]]]:
 
 MEASURES = (
     *("calls", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
-    *("cost_nanousd", "unpriced_calls"),
+    *("cost_nanousd", "unpriced_calls", "possibly_billed_nanousd"),
 )
 
 
@@ -113,6 +113,32 @@ def test_every_form_of_the_answer_says_the_same(project: Project, sqlite_databas
     limited = project.paidonce("costs", "--by", "cause", "--limit", "1", "--json", **given).document
     assert limited["others"]["rows"] == 3
     assert limited["total"] == document["total"]
+
+
+def test_names_may_be_given_one_by_one_and_a_comma_be_a_part_of_a_tag(project: Project, sqlite_database: str) -> None:
+    store = Store(sqlite_database)
+    run_id = store.submit(tags={"a,b": "x"}).run_id
+    store.advance(run_id, steps=1)
+    store.complete(success(store.claimed(run_id)))
+    store.database.close()
+    given = {**SETTINGS, "DATABASE_URL": sqlite_database}
+    for by in (("--by", "cause", "--by", r"tag:a\,b"), ("--by", r"cause,tag:a\,b")):
+        (row,) = project.paidonce("costs", *by, "--json", **given).document["rows"]
+        assert (row["cause"], row["tag:a,b"], row["calls"]) == ("open", "x", 1)
+
+
+def test_what_a_limit_leaves_out_is_said_also_to_programs(project: Project, sqlite_database: str) -> None:
+    filled(sqlite_database)
+    given = {**SETTINGS, "DATABASE_URL": sqlite_database}
+    asked = project.paidonce("costs", "--by", "cause", "--limit", "1", "--csv", **given)
+    assert len(asked.out.splitlines()) == 2
+    assert "3 more rows are left out" in asked.err
+    assert "left out" not in project.paidonce("costs", "--by", "cause", "--limit", "4", "--csv", **given).err
+    view = project.paidonce("costs", "--view", "costs_by_cause", "--limit", "1", "--json", **given)
+    assert (len(view.document["rows"]), view.document["complete"]) == (1, False)
+    assert "more rows are left out" in view.err
+    whole = project.paidonce("costs", "--view", "costs_by_cause", "--limit", "3", "--json", **given)
+    assert (len(whole.document["rows"]), whole.document["complete"], whole.err) == (3, True, "")
 
 
 def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url: str) -> None:

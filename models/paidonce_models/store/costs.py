@@ -51,6 +51,11 @@ class CostTable:
     others: CostRow | None = None
     others_rows: int = 0
 
+    @property
+    def others_calls(self) -> int:
+        """How many calls a limit left out."""
+        return 0 if self.others is None else self.others.calls
+
 
 def read_costs(connection: Connection, question: CostQuestion) -> CostTable:
     """The costs, from kept sums where there are any. One statement: its parts add up to its total."""

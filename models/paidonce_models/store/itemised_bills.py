@@ -39,6 +39,8 @@ _CALLS = text(
 _POSSIBLY_BILLED = text(
     "SELECT position, attempt, basis_nanousd, estimate_nanousd FROM possibly_billed WHERE run_id = :run_id"
 )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
     """What some calls add up to. ``None`` is unknown, never 0; with ``unpriced_calls`` the cost is a lower bound."""

@@ -32,6 +32,8 @@ RETRY_HEADER: Final = "x-stainless-retry-count"
 REQUEST_ID_HEADERS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-goog-request-id", "x-generation-id", "cf-ray"),
 )
+GIVEN_UP_WAITING: Final = frozenset({"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"})
+"""Errors of the HTTP libraries that say: the request was sent, and its answer took too long for the client."""
 GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
 
@@ -115,13 +117,15 @@ class Observation:
         self._end(CallStatus.CUT)
 
     def failed(self, error: BaseException) -> None:
-        """No answer came. An interruption of ours says nothing of the provider: it may well have worked, and bill."""
+        """No answer came. That nobody waited for it says nothing of the provider: it may well have worked, and bill."""
         with self._faults.contained("reporting to a circuit"):
             if self.guard is not None:
                 self.guard.failed(error)
-        self._end(CallStatus.FAILED if isinstance(error, Exception) else CallStatus.CUT)
+        is_failure = isinstance(error, Exception)
+        has_waited = is_failure and type(error).__name__ not in GIVEN_UP_WAITING
+        self._end(CallStatus.FAILED if has_waited else CallStatus.CUT, came_to_nothing=is_failure)
 
-    def _end(self, status: CallStatus) -> None:
+    def _end(self, status: CallStatus, *, came_to_nothing: bool = False) -> None:
         with self._faults.contained("recording a call"):
             with self._lock:
                 if self._has_ended:
@@ -134,7 +138,7 @@ class Observation:
                     reader.end()
                     if status is not CallStatus.FAILED:
                         status = CallStatus.OK if reader.answer.is_complete else CallStatus.CUT
-            if status is CallStatus.FAILED:
+            if came_to_nothing or status is CallStatus.FAILED:
                 self._retries.failed(self._recorder, self._fingerprint)
             else:
                 self._retries.answered(self._recorder, self._fingerprint)
