@@ -1,6 +1,7 @@
 """The views that people query by name: what each answers and what its columns mean.
 
-Their SQL is in migrations 0002 and 0007. All of them have ``namespace`` as a column besides those listed here. Columns that end
+Their SQL is in migrations 0002 and 0007.
+All of them have ``namespace`` as a column besides those listed here. Columns that end
 in ``_nanousd`` are nano-dollars; NULL is unknown, never 0.
 """
 

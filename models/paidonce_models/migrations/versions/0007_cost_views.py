@@ -1,4 +1,4 @@
-"""Two cost views mended: calls without a price in runs of wholly unknown cost, and the sum of a family beside its root."""
+"""Two cost views mended: runs of wholly unknown cost count for what they lack; a family's sum stands by its root."""
 
 from __future__ import annotations
 
