@@ -18,8 +18,8 @@ from paidonce_models.ids import uuid7
 
 LARGEST_COUNT: Final = 10**15
 """Far above any request, far below what the store's integers hold."""
-LARGEST_COST_NANOUSD: Final = 10**18
-"""A billion US dollars for one call is a unit gone wrong."""
+LARGEST_COST_NANOUSD: Final = 10**15
+"""A million US dollars for one call is a unit gone wrong. The store's sums hold nine thousand of them."""
 LATEST_START_US: Final = 253_402_300_800 * 1_000_000
 """The end of the year 9999, the last that a date can name."""
 LONGEST_DURATION_US: Final = 10**15

@@ -69,7 +69,7 @@ def test_numbers_beyond_the_store_are_refused_with_a_hint() -> None:
     with pytest.raises(InvalidInput, match=r"input_tokens .* check the unit"):
         Usage(input_tokens=10**16)
     with pytest.raises(InvalidInput, match=r"cost_nanousd .* check the unit"):
-        CallRecord(kind=CallKind.TOOL, started_at_us=0, usage_source=UsageSource.EXPLICIT, cost_nanousd=10**19)
+        CallRecord(kind=CallKind.TOOL, started_at_us=0, usage_source=UsageSource.EXPLICIT, cost_nanousd=10**16)
 
 
 def test_texts_too_long_for_their_column_are_cut_rather_than_lost_with_the_money() -> None:
