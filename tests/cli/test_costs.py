@@ -176,6 +176,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url
         (["costs", "--since", "12h"], "costs are kept by day"),
         (["costs", "--since", "0d"], "at least one day"),
         (["costs", "--csv"], "give one of them"),
+        (["costs", "--view", "costs_by_agent", "--by", "model"], "a grouping of its own"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(project: Project, arguments: list[str], said: str) -> None:

@@ -62,8 +62,11 @@ def costs(
         raise InvalidInput("--json, --csv and --sql are three forms of one answer; give one of them")
     client = open_client()
     if view_name is not None:
-        if since is not None or agent is not None:
-            raise InvalidInput(f"--view {view_name} holds all days and agents; --since and --agent go with --by")
+        if since is not None or agent is not None or given_by:
+            raise InvalidInput(
+                f"--view {view_name} is a grouping of its own that holds all days and agents; --by, --since and --agent "
+                "go without it"
+            )
         _show_view(client, view_name, LONG_LIST_LIMIT if limit is None else limit, (as_json, as_csv, as_sql))
         return
     question = cost_question(
