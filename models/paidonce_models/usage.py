@@ -18,8 +18,12 @@ from paidonce_models.ids import uuid7
 
 LARGEST_COUNT: Final = 10**15
 """Far above any request, far below what the store's integers hold."""
-LARGEST_COST_NANOUSD: Final = 10**18
-"""A billion US dollars for one call is a unit gone wrong."""
+LARGEST_COST_NANOUSD: Final = 10**15
+"""A million US dollars for one call is a unit gone wrong. The store's sums hold nine thousand of them."""
+LATEST_START_US: Final = 253_402_300_800 * 1_000_000
+"""The end of the year 9999, the last that a date can name."""
+LONGEST_DURATION_US: Final = 10**15
+"""Thirty years; more is a unit gone wrong."""
 TEXT_LIMITS: Final = {
     "tool": 200,
     "provider": 100,
@@ -49,7 +53,7 @@ class UsageSource(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """How the request ended; ``cut`` is a stream that broke off."""
+    """How the request ended; ``cut`` is an answer that broke off, or that nobody waited for."""
 
     OK = "ok"
     FAILED = "failed"
@@ -198,7 +202,30 @@ class CallRecord:
             raise InvalidInput(
                 f"cost_nanousd ({self.cost_nanousd}) cannot exceed {LARGEST_COST_NANOUSD}; check the unit"
             )
+        self._check_times()
         for name, limit in TEXT_LIMITS.items():
             text = getattr(self, name)
-            if text is not None and (len(text) > limit or "\0" in text):
-                object.__setattr__(self, name, text.replace("\0", "")[:limit])
+            if text is not None:
+                object.__setattr__(self, name, _storable(name, text)[:limit])
+
+    def _check_times(self) -> None:
+        """A row that the store refuses would take all that is written with it."""
+        for name, value, largest in (
+            ("started_at_us", self.started_at_us, LATEST_START_US - 1),
+            ("duration_us", self.duration_us, LONGEST_DURATION_US),
+        ):
+            if value is None and name == "duration_us":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidInput(f"{name} must be an int of microseconds, got {type(value).__name__} {value!r}")
+            if not 0 <= value <= largest:
+                raise InvalidInput(f"{name} ({value}) must lie between 0 and {largest} microseconds; check the unit")
+
+
+def _storable(name: str, text: object) -> str:
+    """The text without NUL and unpaired surrogates, which no store takes. Raises ``InvalidInput`` for what is none."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name} must be text or None, got {type(text).__name__}")
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")

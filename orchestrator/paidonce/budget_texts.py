@@ -93,12 +93,12 @@ def budget_amount(unit: Unit, amount: str | int | Decimal) -> int:
         text = str(amount)
         if isinstance(amount, bool) or not text.lstrip("-").isdecimal() or not text.isascii():
             raise InvalidInput(f"{unit}={amount}: expected a whole number")
-        value = int(text)
+        value = int(text) if len(text) < 100 else LARGEST_AMOUNT + 1
     if value <= 0:
         raise InvalidInput(
             f"{unit}={amount}: a budget is more than 0, as with nothing left every run of it would stand still at "
             "once; `paidonce budget remove` lifts it, `paidonce cancel` ends a run"
         )
     if value > LARGEST_AMOUNT:
-        raise InvalidInput(f"{unit}={amount} is more than anybody spends; check the unit")
+        raise InvalidInput(f"{unit}={amount!s:.50} is more than anybody spends; check the unit")
     return value

@@ -80,14 +80,14 @@ class CapturedCall:
     def record(self, priced: Pricing) -> CallRecord:
         """The row of this call, the same one each time; ``priced`` adds tokens and money."""
         if self._record is None:
-            usage, source = self._usage()
+            usage, source, has_price = self._usage()
             call = replace(
                 self.call,
                 usage_source=source,
                 other_cost_nanousd=None if usage.is_known else self.call.cost_nanousd,
             )
             try:
-                self._record = priced(call, usage)
+                self._record = priced(call, usage) if has_price else with_tokens(call, usage)
             except Exception as error:  # noqa: BLE001 - a price that cannot be computed must not cost the row
                 log.warning(
                     "a captured call could not be priced (%s); its cost is unknown",
@@ -97,31 +97,36 @@ class CapturedCall:
                 self._record = with_tokens(call, usage)
         return self._record
 
-    def _usage(self) -> tuple[Usage, UsageSource]:
+    def _usage(self) -> tuple[Usage, UsageSource, bool]:
+        """The tokens, who says so, and whether they may be priced: not where counts contradict each other."""
         if self._stated is not None:
-            return self._stated
+            return *self._stated, True
         asked = Usage(provider=self.call.provider, model_requested=self.call.model_requested)
         if self.answer is None:
-            return asked, UsageSource.MISSING
+            return asked, UsageSource.MISSING, True
         model = self.answer.get("model")
         billed = replace(asked, model_billed=model if isinstance(model, str) else None)
         if not self.has_usage:
-            return billed, UsageSource.MISSING
+            return billed, UsageSource.MISSING, True
         # Readers of responses cost 0.2 s to import: paid by the first call, on the thread that writes it.
-        from paidonce_models.pricing.extraction import extract_usage  # noqa: PLC0415
+        from paidonce_models.pricing.extraction import extract_usage, legible_counts  # noqa: PLC0415
 
+        names = {"provider": asked.provider, "model_requested": asked.model_requested}
+        is_legible = True
         try:
-            usage = extract_usage(self.answer, provider=asked.provider, model_requested=asked.model_requested)
+            usage = extract_usage(self.answer, **names)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the row is kept
+            is_legible = False
+            usage = legible_counts(self.answer, **names) or billed
             log.warning(
-                "the usage of a captured call could not be read (%s); its tokens are unknown",
+                "the usage of a captured call could not be read (%s); what contradicts itself in it is unknown, "
+                "and so is its cost",
                 error.code if isinstance(error, InvalidInput) else type(error).__name__,
                 extra={"event": "captured_usage_unreadable"},
             )
-            return billed, UsageSource.MISSING
         if not self.output_is_known:
             usage = replace(usage, output_tokens=None, reasoning_tokens=None)
-        return usage, UsageSource.PROVIDER if usage.is_known else UsageSource.MISSING
+        return usage, UsageSource.PROVIDER if usage.is_known else UsageSource.MISSING, is_legible
 
 
 def with_price(call: CallRecord, usage: Usage, priced: PricedUsage) -> CallRecord:

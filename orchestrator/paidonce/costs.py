@@ -46,6 +46,8 @@ def cost_question(
 ) -> CostQuestion:
     """What to ask. ``since`` is a first UTC day or a span that ends today, such as ``7d``: today and six days before.
 
+    Of a ``datetime`` it is the UTC day it falls on, a naive one being local time.
+
     ``limit`` of ``None`` is 100 for a grouping by run or tag and no limit otherwise; ``namespace`` and ``today`` of
     ``None`` are the setting's and the UTC date. Raises ``InvalidInput``.
     """
@@ -105,6 +107,8 @@ def _first_day(since: str | date | timedelta | None, today: date) -> str | None:
                 f"since {since!r}: expected a span of UTC days or weeks such as 7d or 4w, or a date such as "
                 f"{today.isoformat()}; costs are kept by day"
             ) from None
+    if isinstance(since, datetime):  # which is a date, too
+        since = since.astimezone(UTC).date()
     return since.isoformat()
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
+from paidonce.budget_texts import LARGEST_AMOUNT
 from paidonce.declarations import DEFAULT_QUEUE, AgentDeclaration, StepDeclaration, code_signature, module_name_of
 from paidonce.policies.declared import decorator_keys
 from paidonce.policies.policy import WhenOpen
@@ -263,6 +264,8 @@ def _count(where: str, name: str, value: int | None, *, least: int, given: objec
         raise DeclarationError(f"{where}: {name}={shown!r}; expected a whole number")
     if value < least:
         raise DeclarationError(f"{where}: {name}={shown!r}; expected {'more than 0' if least else '0 or more'}")
+    if value > LARGEST_AMOUNT:
+        raise DeclarationError(f"{where}: {name}={shown!r:.50} is more than anybody spends; check the unit")
     return value
 
 

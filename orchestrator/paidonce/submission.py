@@ -109,7 +109,9 @@ def checked_tags(agent: str, tags: Any) -> dict[str, str]:
         raise InvalidInput(f"tags of agent {agent!r} must be an object of strings, found {type(tags).__name__}")
     for name, value in tags.items():
         if not isinstance(name, str) or not name or not isinstance(value, str):
-            raise InvalidInput(f"tag {name!r}={value!r} of agent {agent!r}: names and values must be strings")
+            raise InvalidInput(
+                f"tag {name!r:.80}={value!r:.80} of agent {agent!r}: names and values must be strings, a name not empty"
+            )
         if not _is_storable(name) or not _is_storable(value):
             raise InvalidInput(
                 f"tag {name!r}={value!r:.80} of agent {agent!r} holds a NUL or half a surrogate pair, which no store "

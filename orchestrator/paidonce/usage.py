@@ -223,6 +223,7 @@ def record_usage(
     started_at_us: int | None = None,
     duration_us: int | None = None,
     status: CallStatus = CallStatus.OK,
+    estimated: bool = False,
 ) -> CallRecord:
     """Record one paid call of the step that is running, and return what was recorded.
 
@@ -231,6 +232,8 @@ def record_usage(
     with their price. ``provider`` and ``model`` say who bills and what was
     asked for. A stated cost is taken as it is; otherwise the tokens are
     priced, and an unknown model keeps its tokens and has an unknown cost.
+    ``estimated`` says that the numbers are the caller's own count, as for a
+    stream that reported none.
 
     A response that usage capture has seen on the wire is not counted again:
     it is known by the provider's id of the request or the response, and the
@@ -244,10 +247,13 @@ def record_usage(
             "record_usage was called outside a step: call it inside the body of a @step or @tool; in a thread that "
             "the step started itself, run the work with asyncio.to_thread or contextvars.copy_context().run"
         )
+    status = _check_words(status, provider=provider, model=model, request_id=request_id)
     tokens = (input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens)
     has_tokens = any(count is not None for count in tokens)
     if response is not None and has_tokens:
         raise InvalidInput("record_usage takes a response or token counts, not both; leave one out")
+    if estimated and not has_tokens:
+        raise InvalidInput("estimated=True speaks of token counts; give them, or leave it out")
     cost_nanousd, price_source = stated_cost(cost_usd, units, unit_price_usd)
     if response is None and not has_tokens and cost_nanousd is None:
         raise InvalidInput(
@@ -264,7 +270,7 @@ def record_usage(
         output_tokens=output_tokens,
         reasoning_tokens=reasoning_tokens,
     )
-    source = UsageSource.EXPLICIT
+    source = UsageSource.ESTIMATED if estimated else UsageSource.EXPLICIT
     if response is not None:
         # As above: readers of responses are imported when there is one.
         from paidonce_models.pricing.extraction import extract_usage, request_ids_of  # noqa: PLC0415
@@ -279,7 +285,7 @@ def record_usage(
         return captured
     call = CallRecord(
         kind=kind_of(usage),
-        started_at_us=started_at_us if started_at_us is not None else recorder.now_us() - (duration_us or 0),
+        started_at_us=recorder.now_us() if started_at_us is None else started_at_us,
         duration_us=duration_us,
         usage_source=source,
         status=status,
@@ -288,9 +294,22 @@ def record_usage(
         other_cost_nanousd=None if usage.is_known else cost_nanousd,
         price_source=price_source,
     )
+    if started_at_us is None and duration_us is not None:
+        call = replace(call, started_at_us=max(0, call.started_at_us - duration_us))
     call = recorder.priced(call, usage)
     recorder.append(call, usage, ids)
     return call
+
+
+def _check_words(status: object, **names: object) -> CallStatus:
+    """The status, which may be its plain name; names are text or left out. Raises ``InvalidInput``."""
+    for name, value in names.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidInput(f"{name} must be text or None, got {type(value).__name__} {value!r:.50}")
+    try:
+        return CallStatus(status)  # type: ignore[arg-type]  # whatever it is, the enumeration looks it up
+    except ValueError:
+        raise InvalidInput(f"status {status!r:.50}: expected {', '.join(CallStatus)}") from None
 
 
 def stated_cost(

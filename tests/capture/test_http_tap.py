@@ -117,12 +117,28 @@ def test_a_refused_request_is_a_failed_call_of_unknown_cost(status: int) -> None
 
 
 def test_a_transport_error_is_a_failed_call_and_reaches_the_user() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("nobody there", request=request)
+
+    with step_body() as recorder, client(refuse) as http, pytest.raises(httpx.ConnectError, match="nobody"):
+        http.post(OPENAI, json=ASKED)
+    call = only(recorder)
+    assert (call.status, call.is_unpriced) == (CallStatus.FAILED, False)
+
+
+def test_a_request_that_was_sent_and_timed_out_may_be_billed_and_its_next_try_is_a_retry() -> None:
     def time_out(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("late", request=request)
 
-    with step_body() as recorder, client(time_out) as http, pytest.raises(httpx.ReadTimeout, match="late"):
-        http.post(OPENAI, json=ASKED)
-    assert only(recorder).status is CallStatus.FAILED
+    with step_body() as recorder, client(time_out) as http:
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout, match="late"):
+                http.post(OPENAI, json=ASKED)
+    calls = recorder.drain()
+    assert [(call.status, call.is_unpriced, call.http_retry) for call in calls] == [
+        (CallStatus.CUT, True, 0),
+        (CallStatus.CUT, True, 1),
+    ]
 
 
 def test_a_cancelled_request_is_cut_for_nobody_knows_what_the_provider_did() -> None:
@@ -232,6 +248,15 @@ def test_the_cost_that_a_gateway_states_is_taken() -> None:
     assert unknown.price_source is not None and unknown.price_source.startswith("genai-prices")
 
 
+@pytest.mark.parametrize("stated", ["1e30", "1e999999", "nan", "-1", "free", "1_0", "1e-12"])
+def test_a_stated_cost_that_is_no_amount_is_passed_over(stated: str) -> None:
+    reply = replying(CHAT, **{"x-litellm-response-cost": stated})
+    with step_body() as recorder, client(reply) as http:
+        http.post(OPENAI, json=ASKED)
+    call = only(recorder)
+    assert (call.input_tokens, call.cost_nanousd) == (1000, 1000 * 150 + 100 * 600)
+
+
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -258,18 +283,35 @@ def test_a_fault_of_ours_is_logged_once_without_content_and_changes_nothing(
 
 
 def test_an_answer_that_cannot_be_read_is_a_call_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    strange: list[dict[str, Any]] = [
-        {**CHAT, "usage": {"prompt_tokens": -5, "completion_tokens": 1}},
-        {**CHAT, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 9}}},
-        {**CHAT, "usage": {"prompt_tokens": "many", "completion_tokens": 1}},
-        {**CHAT, "usage": {"something": "else"}},
+    cached = {"prompt_tokens_details": {"cached_tokens": 9}}
+    strange: list[tuple[dict[str, Any], UsageSource, int | None, int | None]] = [
+        ({"prompt_tokens": -5, "completion_tokens": 1}, UsageSource.PROVIDER, None, 1),
+        ({"prompt_tokens": 5, "completion_tokens": 1, **cached}, UsageSource.PROVIDER, 5, 1),
+        ({"prompt_tokens": "many", "completion_tokens": 1}, UsageSource.PROVIDER, None, 1),
+        ({"something": "else"}, UsageSource.MISSING, None, None),
     ]
-    for document in strange:
+    for usage, source, input_tokens, output_tokens in strange:
+        document = {**CHAT, "usage": usage}
         with step_body() as recorder, client(replying(document)) as http:
             assert http.post(OPENAI, json=ASKED).json() == document
         call = only(recorder)
-        assert (call.status, call.usage_source, call.input_tokens) == (CallStatus.OK, UsageSource.MISSING, None)
-    assert {record.__dict__["event"] for record in caplog.records} <= {"captured_usage_unreadable"}
+        assert (call.status, call.usage_source) == (CallStatus.OK, source)
+        assert (call.input_tokens, call.output_tokens) == (input_tokens, output_tokens)
+        assert (call.cache_read_tokens, call.cost_nanousd) == (None, None)
+    assert {record.__dict__["event"] for record in caplog.records} == {"captured_usage_unreadable"}
+
+
+def test_half_an_emoji_costs_no_call() -> None:
+    halved = json.dumps({**CHAT, "model": "gpt-4o-mini-\ud83d"}).encode()
+    reply = streaming(events({**LAST, "usage": CHAT["usage"], "model": "\ud83d"}, "[DONE]"))
+    plain = httpx.Response(200, headers={"content-type": "application/json"}, stream=Pieces(halved))
+    for answer in (lambda request: plain, reply):
+        asked = json.dumps({"model": "gpt-\ud83d", "messages": "x" * 20_000}).encode()
+        with step_body() as recorder, client(answer) as http:
+            http.post(OPENAI, content=asked)
+        call = only(recorder)
+        assert (call.status, call.input_tokens, call.output_tokens) == (CallStatus.OK, 1000, 100)
+        assert call.model_requested == "gpt-?"
 
 
 def test_a_library_imported_by_a_body_is_tapped_and_none_is_imported_for_it() -> None:

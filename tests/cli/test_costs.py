@@ -66,7 +66,7 @@ def run_sql(url: str, sql: str) -> list[list[dict[str, Any]]]:
 
 MEASURES = (
     *("calls", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
-    *("cost_nanousd", "unpriced_calls"),
+    *("cost_nanousd", "unpriced_calls", "possibly_billed_nanousd"),
 )
 
 
@@ -115,6 +115,32 @@ def test_every_form_of_the_answer_says_the_same(project: Project, sqlite_databas
     assert limited["total"] == document["total"]
 
 
+def test_names_may_be_given_one_by_one_and_a_comma_be_a_part_of_a_tag(project: Project, sqlite_database: str) -> None:
+    store = Store(sqlite_database)
+    run_id = store.submit(tags={"a,b": "x"}).run_id
+    store.advance(run_id, steps=1)
+    store.complete(success(store.claimed(run_id)))
+    store.database.close()
+    given = {**SETTINGS, "DATABASE_URL": sqlite_database}
+    for by in (("--by", "cause", "--by", r"tag:a\,b"), ("--by", r"cause,tag:a\,b")):
+        (row,) = project.paidonce("costs", *by, "--json", **given).document["rows"]
+        assert (row["cause"], row["tag:a,b"], row["calls"]) == ("open", "x", 1)
+
+
+def test_what_a_limit_leaves_out_is_said_also_to_programs(project: Project, sqlite_database: str) -> None:
+    filled(sqlite_database)
+    given = {**SETTINGS, "DATABASE_URL": sqlite_database}
+    asked = project.paidonce("costs", "--by", "cause", "--limit", "1", "--csv", **given)
+    assert len(asked.out.splitlines()) == 2
+    assert "3 more rows are left out" in asked.err
+    assert "left out" not in project.paidonce("costs", "--by", "cause", "--limit", "4", "--csv", **given).err
+    view = project.paidonce("costs", "--view", "costs_by_cause", "--limit", "1", "--json", **given)
+    assert (len(view.document["rows"]), view.document["complete"]) == (1, False)
+    assert "more rows are left out" in view.err
+    whole = project.paidonce("costs", "--view", "costs_by_cause", "--limit", "3", "--json", **given)
+    assert (len(whole.document["rows"]), whole.document["complete"], whole.err) == (3, True, "")
+
+
 def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url: str) -> None:
     run_id = filled(database_url)
     given = {**SETTINGS, "DATABASE_URL": database_url}
@@ -124,7 +150,11 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url
     assert attempts == [["failed", "useful"], ["lost", "useful"]]
     made = [call for step in document["steps"] for each in step["attempts"] for call in each["calls_made"]]
     assert [call["provider_request_id"] for call in made if call["provider_request_id"]] == ["req-1"]
-    money, rest, avoided = run_sql(database_url, project.paidonce("bill", run_id, "--sql", **given).out)
+    money, rest, avoided, lines, calls, _ = run_sql(
+        database_url, project.paidonce("bill", run_id, "--sql", **given).out
+    )
+    assert [line["cost_nanousd"] for line in lines] == [document["cost_nanousd"]] * 2
+    assert [call["provider_request_id"] for call in calls if call["provider_request_id"]] == ["req-1"]
     assert sum(int(row["cost_nanousd"]) for row in money if row["cost_nanousd"]) == document["cost_nanousd"]
     assert [row["estimate_nanousd"] for row in rest] == [document["possibly_billed_nanousd"]]
     assert sum(row["steps_not_repeated"] for row in avoided) == document["bill"]["steps_not_repeated"]
@@ -146,6 +176,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url
         (["costs", "--since", "12h"], "costs are kept by day"),
         (["costs", "--since", "0d"], "at least one day"),
         (["costs", "--csv"], "give one of them"),
+        (["costs", "--view", "costs_by_agent", "--by", "model"], "a grouping of its own"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(project: Project, arguments: list[str], said: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from paidonce.cli.program import program
+from paidonce_models.store.bill_statements import recomputing_statements
 from paidonce_models.store.cost_views import VIEWS, view_sql
-from paidonce_models.store.itemised_bills import recomputing_statements
 from tests.cli.reference import DOCS, with_part
 from tests.docs.cost_example import CRASHED_RUN, NAMESPACE, Company
 
@@ -99,8 +99,9 @@ QUESTIONS = (
     _view(
         "How far can we trust these figures?",
         "data_quality",
-        "Estimated: a stream that reported no usage or broke off. Missing: requests that say nothing, above all those "
-        "that failed. Unpriced: used and without a price, which makes sums lower bounds.",
+        "Estimated: counted by the step's own code, `record_usage(…, estimated=True)`. Missing: requests that say "
+        "nothing: streams without usage or cut short, and those that failed. Unpriced: used and without a price, which "
+        "makes sums lower bounds.",
     ),
 )
 

@@ -234,6 +234,32 @@ def test_a_success_costs_what_the_failures_around_it_cost_too(store: Store) -> N
     assert view(store, "costs_per_successful_run", columns) == [("count", 21, 20, 300, 15, 10, 19)]
 
 
+def test_runs_of_unknown_cost_make_the_cost_of_a_success_a_lower_bound(store: Store) -> None:
+    paid(store, [call(10)], end=succeeded())
+    paid(store, [call(None)], end=succeeded())
+    paid(store, [call(30)], end=succeeded())
+    paid(store, [call(None)], end=succeeded(), agent="blind")
+    columns = "agent, successful_runs, cost_nanousd, unpriced_calls, p50_cost_nanousd, p95_cost_nanousd"
+    expected = [("blind", 1, None, 1, None, None), ("count", 3, 40, 1, 10, 30)]
+    assert view(store, "costs_per_successful_run", columns) == expected
+    roll(store)
+    assert view(store, "costs_per_successful_run", columns) == expected
+
+
+def test_what_a_family_spent_stands_beside_its_root_alone(store: Store) -> None:
+    root = store.running()
+    store.advance(root, children=2)
+    kids = [row.id for row in store.rows("SELECT id FROM runs WHERE parent_run_id = :root", root=root)]
+    for child, cost in zip(kids, (2, 3), strict=True):
+        store.advance(child, steps=1, name="dig")
+        store.complete(replace(success(store.claimed(child)), calls=[call(cost)]))
+    columns = "run_id, calls, cost_nanousd, tree_cost_nanousd"
+    expected = sorted([(root, 0, None, 5), (kids[0], 1, 2, None), (kids[1], 1, 3, None)])
+    assert view(store, "costs_by_run", columns) == expected
+    store.complete(replace(success(store.claimed(root)), calls=[call(1)]))
+    assert view(store, "costs_by_run", columns) == sorted([(root, 1, 1, 6), *expected[1:]])
+
+
 def test_steps_that_one_crash_cut_off_are_avoided_once(store: Store) -> None:
     run_id = store.running(steps=4)
     for position in (1, 2):

@@ -12,7 +12,9 @@ from sqlalchemy import text
 
 from paidonce_models.causes import Cause
 from paidonce_models.errors import NotFound
-from paidonce_models.store.itemised_bills import ItemisedBill, add_up, read_itemised_bill, recomputing_statements
+from paidonce_models.store.bill_statements import recomputing_statements
+from paidonce_models.store.bills import Bill
+from paidonce_models.store.itemised_bills import ItemisedBill, add_up, read_itemised_bill
 from paidonce_models.store.sweeping import take_back
 from tests.models.ledger_acts import Lives
 from tests.models.stored_runs import SECOND_US, Store, failure, key_of, paid_call, succeeded, success
@@ -69,7 +71,7 @@ def test_every_bill_adds_up_and_its_sql_recomputes_it(shared_store: Store, seed:
         found = bill_of(shared_store, run_id)
         assert found.spent == add_up(spent for _, spent in found.by_cause)
         with shared_store.database.read_at_once() as connection:
-            money, rest, avoided = (
+            money, rest, avoided, lines, calls, _ = (
                 connection.execute(text(statement.replace(":", "\\:"))).all()
                 for statement in recomputing_statements(run_id)
             )
@@ -90,6 +92,44 @@ def test_every_bill_adds_up_and_its_sql_recomputes_it(shared_store: Store, seed:
         assert (sum(costs) if costs else None) == found.bill.avoided_cost_nanousd
         assert (found.bill.calls, found.bill.unpriced_calls) == (found.spent.calls, found.spent.unpriced_calls)
         assert found.bill.cost_nanousd == found.spent.cost_nanousd
+        itself, family = ({name: _known(name, value) for name, value in row._mapping.items()} for row in lines)
+        assert itself == _lines("run itself", found.bill, 0)
+        assert family == _lines("with child runs", found.bill.tree or found.bill, found.bill.child_runs)
+        assert [(row.position, row.attempt, row.cost_nanousd) for row in calls] == [
+            (step.position, attempt.number, made.spent.cost_nanousd)
+            for step in found.steps
+            for attempt in step.attempts
+            for made in attempt.calls
+        ]
+
+
+def _lines(part: str, bill: Bill, child_runs: int) -> dict[str, object]:
+    return {
+        "part": part,
+        "child_runs": child_runs,
+        "steps_paid": bill.steps_paid or None,
+        "steps_not_repeated": bill.steps_not_repeated or None,
+        "attempts": bill.attempts or None,
+        "attempts_lost": bill.attempts_lost or None,
+        "calls": bill.calls or None,
+        "unpriced_calls": bill.unpriced_calls or None,
+        "input_tokens": bill.input_tokens,
+        "output_tokens": bill.output_tokens,
+        "cost_nanousd": bill.cost_nanousd,
+        "lost_nanousd": bill.lost_cost_nanousd,
+        "avoided_nanousd": bill.avoided_cost_nanousd,
+        "starting_over_nanousd": bill.starting_over_cost_nanousd,
+    }
+
+
+COUNTS = ("steps_paid", "steps_not_repeated", "attempts", "attempts_lost", "calls", "unpriced_calls")
+
+
+def _known(name: str, value: object) -> object:
+    """PostgreSQL's sums are decimals; a count over no rows at all is NULL."""
+    if value is None or isinstance(value, str):
+        return value
+    return int(str(value)) or (None if name in COUNTS else 0)
 
 
 def _whole(value: object) -> int | None:

@@ -69,7 +69,7 @@ def test_numbers_beyond_the_store_are_refused_with_a_hint() -> None:
     with pytest.raises(InvalidInput, match=r"input_tokens .* check the unit"):
         Usage(input_tokens=10**16)
     with pytest.raises(InvalidInput, match=r"cost_nanousd .* check the unit"):
-        CallRecord(kind=CallKind.TOOL, started_at_us=0, usage_source=UsageSource.EXPLICIT, cost_nanousd=10**19)
+        CallRecord(kind=CallKind.TOOL, started_at_us=0, usage_source=UsageSource.EXPLICIT, cost_nanousd=10**16)
 
 
 def test_texts_too_long_for_their_column_are_cut_rather_than_lost_with_the_money() -> None:
@@ -82,6 +82,17 @@ def test_texts_too_long_for_their_column_are_cut_rather_than_lost_with_the_money
         cost_nanousd=1,
     )
     assert (call.provider, call.model_billed, call.cost_nanousd) == ("p" * 100, "m" * 200, 1)
+
+
+def test_texts_that_no_store_takes_are_mended() -> None:
+    call = CallRecord(kind=CallKind.TOOL, started_at_us=0, usage_source=UsageSource.EXPLICIT, provider="p\ud83d\u00e9")
+    assert call.provider == "p?\u00e9"
+
+
+@pytest.mark.parametrize("times", [{"started_at_us": -1}, {"started_at_us": 10**18}, {"duration_us": 10**16}])
+def test_times_that_no_date_can_name_are_refused(times: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match="check the unit"):
+        CallRecord(**{"started_at_us": 0, **times}, kind=CallKind.TOOL, usage_source=UsageSource.EXPLICIT)
 
 
 def test_the_limits_of_texts_are_the_widths_of_the_columns() -> None:

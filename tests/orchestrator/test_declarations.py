@@ -111,7 +111,9 @@ def test_steps_say_what_they_cost_at_most() -> None:
     [
         ({"budget_usd": "0"}, "budget_usd='0'; expected more than 0"),
         ({"budget_usd": "a lot"}, "budget_usd='a lot': amount of money: 'a lot' is not a decimal number"),
+        ({"budget_usd": "1e30"}, "budget_usd='1e30' is more than anybody spends"),
         ({"max_steps": -1}, "max_steps=-1; expected more than 0"),
+        ({"max_steps": 10**30}, f"max_steps={10**30} is more than anybody spends"),
         ({"max_tokens": 1.5}, "max_tokens=1.5; expected a whole number"),
     ],
 )

@@ -74,6 +74,11 @@ def test_a_stream_without_usage_is_recorded_as_missing(recorder: CallRecorder) -
     assert (call.usage_source, call.input_tokens, call.cost_nanousd) == (UsageSource.MISSING, None, None)
 
 
+def test_tokens_that_the_caller_counted_are_an_estimate(recorder: CallRecorder) -> None:
+    call = record_usage(provider="openai", model="gpt-4o-mini", input_tokens=10, output_tokens=1, estimated=True)
+    assert (call.usage_source, call.cost_nanousd) == (UsageSource.ESTIMATED, 10 * 150 + 600)
+
+
 def test_a_stated_cost_is_taken_as_it_is(recorder: CallRecorder) -> None:
     call = record_usage(RESPONSE, cost_usd="0.00012345678949")
     assert (call.cost_nanousd, call.price_source) == (123_457, "explicit")
@@ -104,6 +109,16 @@ def test_a_cost_of_zero_is_known_to_be_zero(recorder: CallRecorder) -> None:
         ({"cost_usd": "cheap"}, "cost_usd: 'cheap' is not a decimal number"),
         ({"input_tokens": -5}, r"input_tokens \(-5\)"),
         ({"input_tokens": 5, "cache_read_tokens": 6}, "cannot exceed"),
+        ({"cost_usd": 1, "started_at_us": 10**22}, "started_at_us .* check the unit"),
+        ({"cost_usd": 1, "started_at_us": datetime(2026, 11, 1, tzinfo=UTC)}, "started_at_us .* got datetime"),
+        ({"cost_usd": 1, "duration_us": -1}, r"duration_us \(-1\)"),
+        ({"cost_usd": 1, "duration_us": 1.5}, "duration_us .* got float"),
+        ({"cost_usd": 1, "duration_us": 10**30}, "duration_us .* check the unit"),
+        ({"cost_usd": 1, "status": "fine"}, "status 'fine': expected ok, failed, cut"),
+        ({"cost_usd": 1, "provider": ["openai"]}, "provider must be text or None, got list"),
+        ({"input_tokens": 1, "model": 5}, "model must be text or None, got int"),
+        ({"cost_usd": 1, "estimated": True}, "estimated=True speaks of token counts"),
+        ({"cost_usd": 1, "request_id": 5}, "request_id must be text or None, got int"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_records_nothing(

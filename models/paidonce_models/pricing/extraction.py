@@ -9,12 +9,12 @@ usage (a stream that was not asked for it) gives unknown counts, never zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from paidonce_models.errors import InvalidInput
-from paidonce_models.usage import Usage
+from paidonce_models.usage import LARGEST_COUNT, Usage
 
 if TYPE_CHECKING:
     from genai_prices.types import Usage as ListedUsage
@@ -41,6 +41,9 @@ CAMEL_CASE: Final = {
     "total_token_count": "totalTokenCount",
     "token_count": "tokenCount",
 }
+LEGIBLE_INPUT: Final = ("prompt_tokens", "input_tokens", "promptTokenCount")
+LEGIBLE_OUTPUT: Final = ("completion_tokens", "output_tokens")
+"""Google's output is the sum of two counts, and so left out."""
 GOOGLE_ONLY: Final = {"prompt_token_count", "candidates_token_count", "total_token_count"}
 
 
@@ -97,6 +100,43 @@ def extract_usage(response: object, *, provider: str | None = None, model_reques
         other_units=tuple(sorted(other_units.items())),
         price_context=read_price_context(fields, block),
     )
+
+
+def legible_counts(
+    response: object, *, provider: str | None = None, model_requested: str | None = None
+) -> Usage | None:
+    """Input and output as they stand in a usage block that ``extract_usage`` refuses; ``None`` where neither does.
+
+    Without their parts, which contradict them: such a usage has no price. Anthropic's input is told in parts alone.
+    """
+    fields = response_fields(response)
+    block = next((plain(fields[name]) for name in USAGE_NAMES if fields.get(name) is not None), None)
+    if not isinstance(block, Mapping):
+        return None
+    counts = with_google_names(block)
+    shape = recognise(counts, fields, response) if isinstance(counts, Mapping) else None
+    if shape is None or not isinstance(counts, Mapping):
+        return None
+    input_tokens = None if shape.provider == "anthropic" else first_count(counts, LEGIBLE_INPUT)
+    output_tokens = first_count(counts, LEGIBLE_OUTPUT)
+    if input_tokens is None and output_tokens is None:
+        return None
+    return Usage(
+        provider=provider or shape.provider,
+        model_requested=model_requested,
+        model_billed=next((str(fields[name]) for name in MODEL_NAMES if fields.get(name)), None),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+def first_count(counts: Mapping[str, object], names: Iterable[str]) -> int | None:
+    """The first of these that the ledger can hold as a number of tokens."""
+    for name in names:
+        value = counts.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT:
+            return value
+    return None
 
 
 def request_ids_of(response: object) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from paidonce_models.errors import InvalidInput
 
 TOKEN_COLUMNS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 _COUNTED = ("calls", "unpriced_calls", "lost_attempts", "lost_without_estimate")
-_KNOWN = (*TOKEN_COLUMNS, "cost_nanousd", "possibly_billed_nanousd")
+_ESTIMATE = "possibly_billed_nanousd"
+_KNOWN = (*TOKEN_COLUMNS, "cost_nanousd", _ESTIMATE)
 MEASURES = (*_COUNTED, *_KNOWN)
 _PLAIN_TAG = re.compile(r"[A-Za-z0-9_-]+")
 """Names that a JSON path can hold as they are; for others SQLite looks through the object."""
@@ -221,9 +222,16 @@ def _aliased(expressions: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _sums(of: str = "") -> str:
-    """Money and tokens stay NULL where nothing is known. ``of`` is the table, with its dot."""
+    """Money and tokens stay NULL where nothing is known. ``of`` is the table, with its dot.
+
+    Where no attempt was lost it is known that nothing is possibly billed.
+    """
     sums = [f"CAST(coalesce(sum({of}{name}), 0) AS BIGINT) AS {name}" for name in _COUNTED]
-    sums += [f"CAST(sum({of}{name}) AS BIGINT) AS {name}" for name in _KNOWN]
+    sums += [f"CAST(sum({of}{name}) AS BIGINT) AS {name}" for name in _KNOWN if name != _ESTIMATE]
+    sums.append(
+        f"CASE WHEN coalesce(sum({of}lost_attempts), 0) = 0 THEN 0 ELSE CAST(sum({of}{_ESTIMATE}) AS BIGINT) END "
+        f"AS {_ESTIMATE}"
+    )
     return "".join(f"\n        {each}," for each in sums)[:-1]
 
 
@@ -240,7 +248,9 @@ def _known_sums() -> str:
 def _rest() -> str:
     """All less what is shown; NULL where nothing more is known."""
     rest = [f"a.{name} - s.{name}" for name in _COUNTED]
-    rest += [f"CASE WHEN a.known_{name} > s.known_{name} THEN a.{name} - coalesce(s.{name}, 0) END" for name in _KNOWN]
+    known = {name: f"WHEN a.known_{name} > s.known_{name} THEN a.{name} - coalesce(s.{name}, 0) END" for name in _KNOWN}
+    known[_ESTIMATE] = f"WHEN a.lost_attempts = s.lost_attempts THEN 0 {known[_ESTIMATE]}"
+    rest += [f"CASE {cases}" for cases in known.values()]
     return "".join(f"\n        {each}," for each in rest)[:-1]
 
 

@@ -1,6 +1,7 @@
 """The views that people query by name: what each answers and what its columns mean.
 
-Their SQL is in migration 0002. All of them have ``namespace`` as a column besides those listed here. Columns that end
+Their SQL is in migrations 0002 and 0007.
+All of them have ``namespace`` as a column besides those listed here. Columns that end
 in ``_nanousd`` are nano-dollars; NULL is unknown, never 0.
 """
 
@@ -49,7 +50,9 @@ VIEWS: Mapping[str, CostView] = {
     ),
     "costs_by_run": CostView(
         answers="what each run spent itself, its child runs apart",
-        columns={"run_id": "the run", "agent": "its agent", "root_run_id": "the run at the top of its family"} | _SUMS,
+        columns={"run_id": "the run", "agent": "its agent", "root_run_id": "the run at the top of its family"}
+        | _SUMS
+        | {"tree_cost_nanousd": "of a run at the top: known money of its whole family; not to be added up"},
     ),
     "costs_by_tag": CostView(
         answers="what each value of each tag spent; a run with two tags is in two rows",
@@ -173,18 +176,24 @@ VIEWS: Mapping[str, CostView] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewRows:
-    """The rows of a view in its order; values are text, integers, floats or ``None``."""
+    """The rows of a view in its order; values are text, integers, floats or ``None``.
+
+    ``is_complete`` is False where the limit left rows out.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[object, ...], ...]
+    is_complete: bool
 
 
 def read_view(connection: Connection, name: str, namespace: str, *, limit: int) -> ViewRows:
     """The first rows of a view. Raises ``InvalidInput`` for a name that is none."""
-    rows = connection.execute(text(_statement(name)), {"namespace": namespace, "limit": limit}).all()
+    found = connection.execute(text(_statement(name)), {"namespace": namespace, "limit": limit + 1}).all()
+    rows = found[:limit]
     return ViewRows(
         columns=tuple(_view(name).columns),
         rows=tuple(tuple(value if value is None else _plain(value) for value in row) for row in rows),
+        is_complete=len(found) <= limit,
     )
 
 

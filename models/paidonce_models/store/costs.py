@@ -51,6 +51,11 @@ class CostTable:
     others: CostRow | None = None
     others_rows: int = 0
 
+    @property
+    def others_calls(self) -> int:
+        """How many calls a limit left out."""
+        return 0 if self.others is None else self.others.calls
+
 
 def read_costs(connection: Connection, question: CostQuestion) -> CostTable:
     """The costs, from kept sums where there are any. One statement: its parts add up to its total."""
@@ -76,8 +81,6 @@ def recomputing_sql(question: CostQuestion, dialect: str) -> str:
 
 def _cost_row(row: Row[tuple[object, ...]], question: CostQuestion, *, named: bool = True) -> CostRow:
     values = {name: _integer(getattr(row, name)) for name in MEASURES}
-    if values["lost_attempts"] == 0:
-        values["possibly_billed_nanousd"] = 0
     names = {name: _text(getattr(row, f"d{number}")) for number, name in enumerate(question.by, start=1)}
     return CostRow(names=names if named else {}, **values)  # type: ignore[arg-type]  # counts are never NULL
 

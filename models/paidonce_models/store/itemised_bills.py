@@ -16,7 +16,6 @@ from paidonce_models.causes import Cause, cause_of
 from paidonce_models.errors import NotFound
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_models.store.bills import Bill, read_bill
-from paidonce_models.store.cost_statements import with_literals
 
 _RUN = text(
     "SELECT r.id, r.agent, r.state, r.root_run_id, r.created_at_us, r.started_at_us, r.finished_at_us, "
@@ -39,17 +38,6 @@ _CALLS = text(
 )
 _POSSIBLY_BILLED = text(
     "SELECT position, attempt, basis_nanousd, estimate_nanousd FROM possibly_billed WHERE run_id = :run_id"
-)
-_RECOMPUTED = (
-    "-- Money by step, attempt and cause. Without GROUP BY the same columns are the run's own sums.\n"
-    "SELECT position, step, attempt, cause, count(*) AS calls, sum(unpriced_calls) AS unpriced_calls,\n"
-    "    sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_nanousd) AS cost_nanousd\n"
-    "FROM ledger_calls WHERE run_id = :run_id GROUP BY position, step, attempt, cause ORDER BY position, attempt",
-    "-- What lost attempts may have been billed besides, and the mean cost of their step it is estimated from.\n"
-    "SELECT position, attempt, recorded_nanousd, basis_nanousd, estimate_nanousd FROM possibly_billed\n"
-    "WHERE run_id = :run_id ORDER BY position, attempt",
-    "-- What its recoveries did not pay again.\n"
-    "SELECT crashes, steps_not_repeated, cost_nanousd FROM avoided_by_run WHERE run_id = :run_id",
 )
 
 
@@ -187,11 +175,6 @@ def read_itemised_bill(connection: Connection, run_id: str) -> ItemisedBill:
         bill=read_bill(connection, run_id),
         steps=steps,
     )
-
-
-def recomputing_statements(run_id: str) -> list[str]:
-    """SQL that recomputes the bill's money from rows, as text for ``psql`` or ``sqlite3``."""
-    return [with_literals(statement, {"run_id": run_id}) for statement in _RECOMPUTED]
 
 
 def add_up(parts: Iterable[Spent]) -> Spent:

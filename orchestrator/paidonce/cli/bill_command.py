@@ -12,12 +12,12 @@ from paidonce.cli.cost_text import short_usd
 from paidonce.cli.output import json_option, output_console, print_json
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import usd_string
+from paidonce_models.store.bill_statements import recomputing_statements
 from paidonce_models.store.itemised_bills import (
     BilledAttempt,
     ItemisedBill,
     Spent,
     read_itemised_bill,
-    recomputing_statements,
 )
 from paidonce_models.store.queries import resolve_run
 

@@ -55,8 +55,9 @@ def cost_table_csv(table: CostTable) -> str:
 
 
 def view_document(found: ViewRows) -> Document:
-    """The rows of a view by the names of its columns."""
-    return {"rows": [dict(zip(found.columns, row, strict=True)) for row in found.rows]}
+    """The rows of a view by the names of its columns, and whether these are all of them."""
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    return {"rows": rows, "complete": found.is_complete}
 
 
 def view_csv(found: ViewRows) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import click
 
 from paidonce.cli.connections import open_client
 from paidonce.cli.cost_documents import cost_table_csv, cost_table_document, view_csv, view_document
 from paidonce.cli.cost_text import print_cost_table, print_view
-from paidonce.cli.output import json_option, print_json
+from paidonce.cli.output import json_option, print_json, say
 from paidonce.client import Client
 from paidonce.costs import LONG_LIST_LIMIT, answer, cost_question, costs_sql
 from paidonce_models.errors import InvalidInput
@@ -19,9 +22,9 @@ from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
     "--by",
     "given_by",
     metavar="NAMES",
-    default="agent",
-    show_default=True,
-    help="Any of agent, step, tool, model, run, cause, day, tag:NAME, with commas between them.",
+    multiple=True,
+    help="Any of agent, step, tool, model, run, cause, day, tag:NAME, with commas between them; a comma in a tag's "
+    "name is written \\,.  [default: agent]",
 )
 @click.option("--since", metavar="SPAN|DAY", help="A span of UTC days that ends today (7d, 4w), or the first day.")
 @click.option("--agent", help="Only this agent.")
@@ -41,7 +44,7 @@ from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
 @click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
 @click.option("--sql", "as_sql", is_flag=True, help="Print SQL that recomputes the figures from the ledger's rows.")
 def costs(
-    given_by: str,
+    given_by: tuple[str, ...],
     since: str | None,
     agent: str | None,
     view_name: str | None,
@@ -59,13 +62,16 @@ def costs(
         raise InvalidInput("--json, --csv and --sql are three forms of one answer; give one of them")
     client = open_client()
     if view_name is not None:
-        if since is not None or agent is not None:
-            raise InvalidInput(f"--view {view_name} holds all days and agents; --since and --agent go with --by")
+        if since is not None or agent is not None or given_by:
+            raise InvalidInput(
+                f"--view {view_name} is a grouping of its own that holds all days and agents; --by, --since and --agent "
+                "go without it"
+            )
         _show_view(client, view_name, LONG_LIST_LIMIT if limit is None else limit, (as_json, as_csv, as_sql))
         return
     question = cost_question(
         namespace=client.settings.namespace,
-        by=[name.strip() for name in given_by.split(",") if name.strip()],
+        by=_names(given_by or ("agent",)),
         since=since,
         agent=agent,
         limit=limit,
@@ -78,8 +84,16 @@ def costs(
         print_json(cost_table_document(table))
     elif as_csv:
         click.echo(cost_table_csv(table), nl=False)
+        if table.others_rows:
+            say(f"{table.others_rows:,} more rows are left out, with {table.others_calls:,} calls; --limit shows more.")
     else:
         print_cost_table(table)
+
+
+def _names(given: Iterable[str]) -> list[str]:
+    """The names between the commas, in order; the backslash before a comma keeps it in a tag's name."""
+    parts = [part.replace("\\,", ",").strip() for names in given for part in re.split(r"(?<!\\),", names)]
+    return [part for part in parts if part]
 
 
 def _show_view(client: Client, name: str, limit: int, form: tuple[bool, bool, bool]) -> None:
@@ -96,3 +110,5 @@ def _show_view(client: Client, name: str, limit: int, form: tuple[bool, bool, bo
         click.echo(view_csv(found), nl=False)
     else:
         print_view(found)
+    if not found.is_complete:
+        say(f"Only the first {limit:,} rows; more rows are left out, --limit shows them.")

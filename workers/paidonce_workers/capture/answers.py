@@ -11,10 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-import orjson
-
 from paidonce.provider_hosts import Api
-from paidonce_workers.capture.bounded_bytes import BoundedBytes
+from paidonce_workers.capture.bounded_bytes import BoundedBytes, parsed_json
 
 _TELLING: Final = re.compile(
     rb'"usage(?:Metadata)?"\s*:\s*\{|"finish_?[rR]eason"\s*:\s*"|"type"\s*:\s*"(?:message_st(?:art|op)|'
@@ -177,8 +175,8 @@ class EventStreamReader:
             return
         self._is_first = False
         try:
-            document = orjson.loads(line[5:])
-        except orjson.JSONDecodeError:
+            document = parsed_json(line[5:])
+        except ValueError:
             return
         self.answer.take(document)
 

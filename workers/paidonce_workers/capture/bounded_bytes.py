@@ -23,6 +23,20 @@ _NAMED: Final = re.compile(rb'"(id|responseId|model|modelVersion|service_tier)"\
 _DECODER: Final = json.JSONDecoder()
 
 
+def parsed_json(data: bytes) -> object:
+    """The JSON value. Half an emoji in an answer is one that orjson refuses, Python knows what to do with it.
+
+    Raises ``ValueError``.
+    """
+    try:
+        value: object = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        if b"\\ud" not in data and b"\\uD" not in data:
+            raise
+        value = json.loads(data)
+    return value
+
+
 class BoundedBytes:
     """Bytes that arrive in pieces; holds at most ``WHOLE_BYTES`` and a piece."""
 
@@ -57,8 +71,8 @@ class BoundedBytes:
         head, tail = self.ends()
         if self._head is None:
             try:
-                return orjson.loads(tail), True
-            except orjson.JSONDecodeError:
+                return parsed_json(tail), True
+            except ValueError:
                 return fields_of(tail, tail), False
         return fields_of(head, tail) or fields_of(head, head), tail.rstrip()[-1:] in (b"}", b"]")
 

@@ -11,17 +11,16 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Final
-
-import orjson
 
 from paidonce.attempt_policies import GuardedRequest
 from paidonce.captured_calls import CapturedCall
 from paidonce.usage import CallRecorder
+from paidonce_models.errors import InvalidInput
 from paidonce_models.money import nanousd_from_usd
-from paidonce_models.usage import CallRecord, CallStatus, UsageSource
+from paidonce_models.usage import LARGEST_COST_NANOUSD, CallRecord, CallStatus, UsageSource
 from paidonce_workers.capture.answers import AnswerReader, reader_for
+from paidonce_workers.capture.bounded_bytes import parsed_json
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import Endpoint
 from paidonce_workers.capture.retries import Retries, fingerprint
@@ -33,8 +32,12 @@ RETRY_HEADER: Final = "x-stainless-retry-count"
 REQUEST_ID_HEADERS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-goog-request-id", "x-generation-id", "cf-ray"),
 )
+GIVEN_UP_WAITING: Final = frozenset({"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"})
+"""Errors of the HTTP libraries that say: the request was sent, and its answer took too long for the client."""
 GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
+
+_STATED_COST: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{0,60})?([eE][+-]?[0-9]{1,3})?")
 
 Decode = Callable[[bytes], Iterable[bytes]]
 
@@ -114,13 +117,15 @@ class Observation:
         self._end(CallStatus.CUT)
 
     def failed(self, error: BaseException) -> None:
-        """No answer came. An interruption of ours says nothing of the provider: it may well have worked, and bill."""
+        """No answer came. That nobody waited for it says nothing of the provider: it may well have worked, and bill."""
         with self._faults.contained("reporting to a circuit"):
             if self.guard is not None:
                 self.guard.failed(error)
-        self._end(CallStatus.FAILED if isinstance(error, Exception) else CallStatus.CUT)
+        is_failure = isinstance(error, Exception)
+        has_waited = is_failure and type(error).__name__ not in GIVEN_UP_WAITING
+        self._end(CallStatus.FAILED if has_waited else CallStatus.CUT, came_to_nothing=is_failure)
 
-    def _end(self, status: CallStatus) -> None:
+    def _end(self, status: CallStatus, *, came_to_nothing: bool = False) -> None:
         with self._faults.contained("recording a call"):
             with self._lock:
                 if self._has_ended:
@@ -133,7 +138,7 @@ class Observation:
                     reader.end()
                     if status is not CallStatus.FAILED:
                         status = CallStatus.OK if reader.answer.is_complete else CallStatus.CUT
-            if status is CallStatus.FAILED:
+            if came_to_nothing or status is CallStatus.FAILED:
                 self._retries.failed(self._recorder, self._fingerprint)
             else:
                 self._retries.answered(self._recorder, self._fingerprint)
@@ -166,12 +171,12 @@ def requested_model(content: bytes) -> str | None:
     if len(content) > PARSED_REQUEST_BYTES:
         found = models_in(content)
         if len(found) == 1:
-            return str(orjson.loads(b'"' + found.pop() + b'"'))
+            content = b'{"model":"' + found.pop() + b'"}'
     if not content:
         return None
     try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
+        document = parsed_json(content)
+    except ValueError:
         return None
     model = document.get("model") if isinstance(document, dict) else None
     return model if isinstance(model, str) and model else None
@@ -198,12 +203,12 @@ def gateway_cost(header: str | None) -> int | None:
     """The cost a gateway states, in nano-dollars; ``None`` if it states none.
 
     LiteLLM writes 0 both for a model whose price it does not know and before a
-    stream has begun, so that 0 says nothing here.
+    stream has begun, so that 0 says nothing here, nor does what is no amount.
     """
-    if not header:
+    if not header or _STATED_COST.fullmatch(header.strip()) is None:
         return None
     try:
-        cost = Decimal(header)
-    except InvalidOperation:
+        cost_nanousd = nanousd_from_usd(header.strip(), round_to_nano=True)
+    except InvalidInput:  # an exponent beyond any amount
         return None
-    return nanousd_from_usd(cost, round_to_nano=True) if cost.is_finite() and cost > 0 else None
+    return cost_nanousd if 0 < cost_nanousd <= LARGEST_COST_NANOUSD else None
