@@ -69,8 +69,9 @@ class ParkingLot:
                     self._postpone(shard, at, open_for_seconds)
                 elif at.due_in_us <= 0:
                     messages += self._probe(shard, at)
+        open_since = {status.circuit: status.since for status in (states or {}).values() if status.since is not None}
         messages += self._database.transact(
-            lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard)
+            lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard, open_since=open_since)
         )
         return messages
 
