@@ -14,6 +14,7 @@ from paidonce_models.store.completion import Acceptance
 from paidonce_models.store.ending_runs import fail_run
 from paidonce_models.store.events import EventKind, read_events
 from paidonce_models.store.parked_steps import (
+    KnownOpen,
     Parking,
     circuits_with_parked_steps,
     give_up_parked,
@@ -122,9 +123,9 @@ def test_an_attempt_that_found_the_circuit_open_is_parked_with_what_it_spent(sto
 def test_the_agent_is_told_when_it_has_waited_too_long(store: Store) -> None:
     run_id = store.running()
     park(store, run_id, parking=replace(PARKING, most_us=60 * SECOND_US))
-    assert store.transact(give_up_parked, **PLACE, open_since={}) == []
+    assert store.transact(give_up_parked, **PLACE, known={}) == []
     store.clock.move(61 * SECOND_US)
-    (message,) = store.transact(give_up_parked, **PLACE, open_since={})
+    (message,) = store.transact(give_up_parked, **PLACE, known={})
     assert message.run_id == run_id
     assert state(store, run_id) == ("running", None, "failed")
     event = store.read(read_events, NAMESPACE, run_id, 1)[0]
@@ -142,9 +143,11 @@ def test_what_it_is_told_is_since_when_the_circuit_is_open_and_not_the_step_asle
     park(store, run_id, parking=replace(PARKING, circuit="provider:openai", most_us=60 * SECOND_US))
     store.clock.move(61 * SECOND_US)
     opened = datetime(2026, 1, 1, tzinfo=UTC)
-    store.transact(give_up_parked, **PLACE, open_since={"provider:openai": opened})
+    known = {"provider:openai": KnownOpen(since=opened, retry_at=None)}
+    store.transact(give_up_parked, **PLACE, known=known)
     error = told(store.read(read_events, NAMESPACE, run_id, 1)[0].data)
-    assert isinstance(error, CircuitOpen) and (error.target, error.since) == ("provider:openai", opened)
+    assert isinstance(error, CircuitOpen) and error.retry_at is None  # it was opened by hand
+    assert (error.target, error.since) == ("provider:openai", opened)
 
 
 def told(data: dict[str, object] | None) -> PaidonceError:

@@ -205,21 +205,32 @@ _OVERDUE = text(
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownOpen:
+    """An open circuit, as the breakers' store knows it. ``retry_at`` ``None``: until it is closed by hand."""
+
+    since: datetime
+    retry_at: datetime | None
+
+
 def give_up_parked(
-    connection: Connection, *, namespace: str, shard: int, open_since: Mapping[str, datetime], most: int = 100
+    connection: Connection, *, namespace: str, shard: int, known: Mapping[str, KnownOpen], most: int = 100
 ) -> list[AdvanceMessage]:
     """Tell the agents of steps that have waited as long as their policy allows that the circuit is open.
 
-    ``open_since`` tells by circuit since when; of one that it does not name the step's own wait is told. The target
+    ``known`` has circuits by name; of one that it lacks the step's own wait is told, and when it is due. The target
     is the step, as where a call is refused at once, or the provider whose circuit it is.
     """
     messages = []
     for row in connection.execute(_OVERDUE, {"namespace": namespace, "shard": shard, "most": most}).all():
         waited = (row.now_us - row.since_us) // 1_000_000
+        stands = known.get(row.circuit) or KnownOpen(
+            since=moment_of(int(row.since_us)), retry_at=moment_of(int(row.due_at_us))
+        )
         error = CircuitOpen.of(
             row.circuit if row.circuit.startswith(_PROVIDER) else row.name,
-            since=open_since.get(row.circuit, moment_of(int(row.since_us))),
-            retry_at=moment_of(int(row.due_at_us)),
+            since=stands.since,
+            retry_at=stands.retry_at,
             reason=f"step {row.position} has waited for it for {waited} s, which is all that its policy allows",
         )
         message = end_step(
