@@ -183,8 +183,8 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
     for row in rows:
         if row.state == "unknown":
             waits[row.position] = (
-                f"nobody knows whether it has acted; find out, and say so with `paidonce resolve {run_id} {row.position} "
-                "--succeeded JSON`, `--failed` or `--retry`"
+                "nobody knows whether it has acted; find out, and say so with "
+                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--failed` or `--retry`"
             )
     return [
         StepView(
