@@ -48,6 +48,7 @@ def test_a_name_that_nobody_calls_is_noted(project: Project) -> None:
     opened = project.paidonce("breakers", "open", "divid", "--json")
     assert opened.document == {"circuit": "divid", "changed": True}
     assert "no circuit 'divid' is remembered" in opened.err
+    assert "holds a tool of that full name. A name" in opened.err
     assert project.paidonce("breakers", "close", "divid").err == ""
     with project.started("worker", "agents"):
         wait_until(lambda: "ready" in project.log(), "the worker is up", 40)

@@ -125,6 +125,16 @@ def test_tools_that_disagree_about_their_circuit_are_noted(shop: Project) -> Non
     assert "Note: tools.crm_find and tools.web_search share the circuit 'all' under different breakers" in done.err
 
 
+def test_tools_of_one_circuit_may_differ_in_what_an_open_one_does_to_them(shop: Project) -> None:
+    (shop.folder / "crm.py").write_text(
+        "from paidonce import tool\n\n"
+        "@tool\ndef crm_list() -> None: ...\n\n"
+        "@tool(when_open='raise')\ndef crm_get() -> None: ...\n"
+    )
+    done = shop.paidonce("policies", "check", "crm.py")
+    assert (done.code, "different breakers" in done.err) == (0, False)
+
+
 def test_show_prints_each_key_with_its_value_and_source(shop: Project) -> None:
     shown = keys(shop, "web_search", "tools.py")
     assert shown["policy"] == {

@@ -13,6 +13,7 @@ from paidonce_models.errors import InvalidInput
 from paidonce_models.states import RunState
 from paidonce_models.store.advancing import RunEnd
 from paidonce_models.store.cost_statements import CostQuestion, Dimension, kept_sums
+from paidonce_models.store.cost_views import VIEWS, read_view
 from paidonce_models.store.costs import CostTable, read_costs
 from paidonce_models.store.ledger import insert_calls
 from paidonce_models.store.rolling_up import roll_up
@@ -294,6 +295,12 @@ def test_runs_far_above_their_agents_median_are_named(store: Store) -> None:
     columns = "run_id, steps, median_steps, cost_nanousd, median_cost_nanousd"
     expected = {(dear, 1, 1, 31, 10), (long, 4, 1, None, 10)}
     assert set(view(store, "unusual_runs", columns)) == expected
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_can_be_read_in_its_order(store: Store, name: str) -> None:
+    found = store.read(read_view, name, NAMESPACE, limit=10)
+    assert (found.columns, found.rows) == (tuple(VIEWS[name].columns), ())
 
 
 def test_a_question_that_makes_no_sense_is_refused() -> None:

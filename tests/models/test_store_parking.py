@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from paidonce_models.errors import CircuitOpen
+from paidonce_models.errors import CircuitOpen, PaidonceError, error_from_json
 from paidonce_models.states import AttemptOutcome
 from paidonce_models.store.breaker_transitions import read_transitions, record_transition
 from paidonce_models.store.completion import Acceptance
 from paidonce_models.store.ending_runs import fail_run
 from paidonce_models.store.events import EventKind, read_events
 from paidonce_models.store.parked_steps import (
+    KnownOpen,
     Parking,
     circuits_with_parked_steps,
     give_up_parked,
@@ -121,16 +123,37 @@ def test_an_attempt_that_found_the_circuit_open_is_parked_with_what_it_spent(sto
 def test_the_agent_is_told_when_it_has_waited_too_long(store: Store) -> None:
     run_id = store.running()
     park(store, run_id, parking=replace(PARKING, most_us=60 * SECOND_US))
-    assert store.transact(give_up_parked, **PLACE) == []
+    assert store.transact(give_up_parked, **PLACE, known={}) == []
     store.clock.move(61 * SECOND_US)
-    (message,) = store.transact(give_up_parked, **PLACE)
+    (message,) = store.transact(give_up_parked, **PLACE, known={})
     assert message.run_id == run_id
     assert state(store, run_id) == ("running", None, "failed")
     event = store.read(read_events, NAMESPACE, run_id, 1)[0]
     assert event.kind is EventKind.STEP_FAILED and event.data is not None
-    error = event.data["error"]
-    assert isinstance(error, dict) and error["code"] == "circuit_open" and error["details"]["target"] == "search"
+    error = told(event.data)
+    assert isinstance(error, CircuitOpen) and error.target == "module.work"  # the step, not the circuit it shares
+    assert error.since is not None and error.retry_at is not None
+    assert error.retry_at - error.since == pytest.approx(timedelta(seconds=15), abs=timedelta(seconds=1))
+    assert "closed by hand" not in error.message
     assert store.transact(tidy_parked_steps, **PLACE) == 1
+
+
+def test_what_it_is_told_is_since_when_the_circuit_is_open_and_not_the_step_asleep(store: Store) -> None:
+    run_id = store.running()
+    park(store, run_id, parking=replace(PARKING, circuit="provider:openai", most_us=60 * SECOND_US))
+    store.clock.move(61 * SECOND_US)
+    opened = datetime(2026, 1, 1, tzinfo=UTC)
+    known = {"provider:openai": KnownOpen(since=opened, retry_at=None)}
+    store.transact(give_up_parked, **PLACE, known=known)
+    error = told(store.read(read_events, NAMESPACE, run_id, 1)[0].data)
+    assert isinstance(error, CircuitOpen) and error.retry_at is None  # it was opened by hand
+    assert (error.target, error.since) == ("provider:openai", opened)
+
+
+def told(data: dict[str, object] | None) -> PaidonceError:
+    """The error that an event brings to an agent."""
+    assert data is not None and isinstance(data["error"], dict)
+    return error_from_json(data["error"])
 
 
 def test_the_agent_is_told_at_once_where_its_policy_says_so(store: Store) -> None:

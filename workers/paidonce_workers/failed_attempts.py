@@ -12,7 +12,15 @@ from paidonce_models.store.completion import Completion
 from paidonce_models.store.parked_steps import Parking
 from paidonce_workers.attempt import Attempt
 from paidonce_workers.isolation import ChildError
-from paidonce_workers.resilience import Follows, StepCircuits, decide, outcome_for, parking_for
+from paidonce_workers.resilience import (
+    FailedRequest,
+    Follows,
+    ProviderFailure,
+    StepCircuits,
+    decide,
+    outcome_for,
+    parking_for,
+)
 
 
 class FailedAttempts:
@@ -41,18 +49,22 @@ class FailedAttempts:
         if refused is not None and refused.when_open == "park":
             parking, counts = refused.parking, False
         else:
+            request = attempt.circuits.failed_request
             decision = decide(
                 policy.policy,
                 failed,
                 failures=attempt.claim.failed + 1,
                 elapsed_seconds=attempt.elapsed_seconds,
                 idempotent=attempt.declaration.idempotent,
-                was_probe=attempt.gate.was_probe,
+                was_probe=attempt.gate.was_probe(policy.circuit),
                 is_open=self._circuits.is_open(policy),
+                provider=self._provider_failure(request),
                 uniform=random.uniform,
             )
             if decision.follows is Follows.PARK and policy.policy.breaker is not None:
                 parking, counts = parking_for(policy, policy.policy.breaker.open_base_seconds), False
+            elif decision.follows is Follows.PARK_FOR_PROVIDER and request is not None:
+                parking, counts = parking_for(request.policy, request.breaker.open_base_seconds), False
             elif decision.follows is Follows.RETRY:
                 retry_after_us = int((decision.wait_seconds + self._put_off_seconds(policy)) * 1e6)
         return Completion(
@@ -67,6 +79,13 @@ class FailedAttempts:
             calls=attempt.take_calls(self._circuits),
             refused_calls=attempt.circuits.refused_calls,
         )
+
+    def _provider_failure(self, request: FailedRequest | None) -> ProviderFailure | None:
+        """What the last request to a provider says of the step, if that ended in failure and its circuit parks."""
+        if request is None or request.breaker.when_open != "park":
+            return None
+        request.wait_until_reported()
+        return ProviderFailure(was_probe=request.was_probe, is_open=self._circuits.is_open(request.policy))
 
     def _put_off_seconds(self, policy: ResolvedPolicy) -> float:
         """How much longer a retry waits because the fleet has used up its retry budget for this target."""

@@ -110,6 +110,7 @@ VIEWS: Mapping[str, CostView] = {
             "steps": "how many steps of runs",
             "refused_calls": "how many calls",
         },
+        order="refused_calls DESC, agent, step",
     ),
     "possibly_billed": CostView(
         answers="what providers may have billed for attempts whose worker vanished; never a part of the spend",

@@ -7,8 +7,9 @@ What a call that was refused would have cost is not claimed; it is counted in ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -30,6 +31,8 @@ class Parking:
     most_us: int
 
 
+_PROVIDER = "provider:"
+"""With this the circuits of providers begin; those of steps and tools have any other name."""
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
 _PARK = text(
     "UPDATE steps SET state = 'parked', publish_at_us = NULL WHERE run_id = :run_id AND position = :position "
@@ -195,21 +198,39 @@ def postpone_parked(connection: Connection, *, namespace: str, shard: int, circu
 
 
 _OVERDUE = text(
-    "SELECT p.run_id, p.position, p.circuit, p.since_us, paidonce_now() AS now_us FROM parked_steps p "
+    "SELECT p.run_id, p.position, p.circuit, p.since_us, p.due_at_us, s.name, paidonce_now() AS now_us "
+    "FROM parked_steps p "
     "JOIN steps s ON s.run_id = p.run_id AND s.position = p.position AND s.state = 'parked' "
     "WHERE p.namespace = :namespace AND p.shard = :shard AND p.deadline_at_us <= paidonce_now() LIMIT :most"
 )
 
 
-def give_up_parked(connection: Connection, *, namespace: str, shard: int, most: int = 100) -> list[AdvanceMessage]:
-    """Tell the agents of steps that have waited as long as their policy allows that the circuit is open."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownOpen:
+    """An open circuit, as the breakers' store knows it. ``retry_at`` ``None``: until it is closed by hand."""
+
+    since: datetime
+    retry_at: datetime | None
+
+
+def give_up_parked(
+    connection: Connection, *, namespace: str, shard: int, known: Mapping[str, KnownOpen], most: int = 100
+) -> list[AdvanceMessage]:
+    """Tell the agents of steps that have waited as long as their policy allows that the circuit is open.
+
+    ``known`` has circuits by name; of one that it lacks the step's own wait is told, and when it is due. The target
+    is the step, as where a call is refused at once, or the provider whose circuit it is.
+    """
     messages = []
     for row in connection.execute(_OVERDUE, {"namespace": namespace, "shard": shard, "most": most}).all():
         waited = (row.now_us - row.since_us) // 1_000_000
+        stands = known.get(row.circuit) or KnownOpen(
+            since=moment_of(int(row.since_us)), retry_at=moment_of(int(row.due_at_us))
+        )
         error = CircuitOpen.of(
-            row.circuit,
-            since=moment_of(int(row.since_us)),
-            retry_at=None,
+            row.circuit if row.circuit.startswith(_PROVIDER) else row.name,
+            since=stands.since,
+            retry_at=stands.retry_at,
             reason=f"step {row.position} has waited for it for {waited} s, which is all that its policy allows",
         )
         message = end_step(

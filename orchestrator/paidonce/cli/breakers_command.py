@@ -124,7 +124,7 @@ def _note_unknown(client: Client, name: str, remembered: set[str]) -> None:
     if name in known or name.startswith("provider:"):
         return
     meant = [each for each in sorted(known) if each.rpartition(".")[2] == name] or get_close_matches(name, known)
-    guess = f"; did you mean {' or '.join(meant)}?" if meant else ""
+    guess = f"; did you mean {' or '.join(meant)}?" if meant else "."
     say(
         f"Note: no circuit {name!r} is remembered and no live worker holds a tool of that full name{guess} "
         "A name that policies give with `circuit:` is in order."

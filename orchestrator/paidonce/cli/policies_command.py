@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import click
 
@@ -118,7 +119,10 @@ def _resolved(book: PolicyBook, steps: Sequence[AnyStep]) -> Iterator[Held]:
 
 
 def _different_breakers(held: Iterable[Held]) -> list[str]:
-    """Circuits whose tools disagree about when they open: each call then goes by its own tool's policy."""
+    """Circuits whose tools disagree about when they open: each call then goes by its own tool's policy.
+
+    What an open one does to a step (``when_open``) is the tool's own affair.
+    """
     first: dict[str, Held] = {}
     notes = []
     for each in held:
@@ -126,7 +130,8 @@ def _different_breakers(held: Iterable[Held]) -> list[str]:
         if breaker is None:
             continue
         other = first.setdefault(each.resolved.circuit, each)
-        if other.resolved.policy.breaker != breaker:
+        theirs = other.resolved.policy.breaker
+        if theirs is not None and replace(theirs, when_open=breaker.when_open) != breaker:
             notes.append(
                 f"{other.resolved.target} and {each.resolved.target} share the circuit {each.resolved.circuit!r} under "
                 "different breakers; give them one policy, or circuits of their own"

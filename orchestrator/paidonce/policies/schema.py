@@ -27,10 +27,15 @@ PLANNED: Final[Mapping[str, str]] = {
     "hedge": "hedged calls",
     "rate_limit": "rate limits",
     "slow_call_duration": "slow calls that count as failures",
+    "slow_call_duration_threshold": "slow calls that count as failures",
     "slow_call_rate": "slow calls that count as failures",
+    "slow_call_rate_threshold": "slow calls that count as failures",
     "slow_calls": "slow calls that count as failures",
 }
-"""Keys that will mean something, and what: refused by name until they do, so that nobody relies on them."""
+"""Keys that will mean something, and what: refused by name until they do, so that nobody relies on them.
+
+The two that end in ``_threshold`` are resilience4j's, whose words ours are.
+"""
 
 
 @dataclass(frozen=True)

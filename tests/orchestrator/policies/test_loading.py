@@ -146,6 +146,11 @@ def test_short_forms_mean_their_main_key() -> None:
         ("targets:\n  s: {fallback: x}\n", "paidonce.yaml:2 targets.s.fallback: not yet: fallbacks are planned"),
         ("policies:\n  s: {breaker: {slow_calls: 1}}\n", "policies.s.breaker.slow_calls: not yet: slow calls that"),
         (
+            "policies:\n  s: {breaker: {slow_call_rate_threshold: 50}}\n",
+            "slow_call_rate_threshold: not yet: slow calls",
+        ),
+        ("policies:\n  s: {breaker: {slow_call_duration_threshold: 5s}}\n", "duration_threshold: not yet: slow calls"),
+        (
             "policies:\n  s:\n    breaker: {failure_rate: 1.5}\n",
             "paidonce.yaml:3 policies.s.breaker.failure_rate: found 1.5, expected a number above 0 and at most 1; ",
         ),

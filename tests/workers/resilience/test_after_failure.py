@@ -10,7 +10,7 @@ import pytest
 
 from paidonce.policies import BreakerPolicy, Policy, RetryPolicy, TimeoutPolicy, describe_failure
 from paidonce_models.errors import CircuitOpen, InvalidInput
-from paidonce_workers.resilience import Decision, Follows, decide
+from paidonce_workers.resilience import Decision, Follows, ProviderFailure, decide
 
 RETRIES = RetryPolicy(max_attempts=4, base_seconds=1.0, cap_seconds=3.0, jitter="none")
 END, PARK = Decision(follows=Follows.END), Decision(follows=Follows.PARK)
@@ -101,3 +101,18 @@ def test_a_failed_probe_goes_back_to_those_who_wait() -> None:
     assert after(ConnectionResetError(), policy, was_probe=True, idempotent=False) == END
     raises = Policy(breaker=BreakerPolicy(when_open="raise"))
     assert after(ConnectionResetError(), raises, was_probe=True) == END
+
+
+def test_a_provider_that_is_down_costs_its_steps_no_tries_either() -> None:
+    policy, down = Policy(retry=RETRIES), httpx.ConnectError("no")
+    probe, watched = ProviderFailure(was_probe=True, is_open=True), ProviderFailure(was_probe=False, is_open=True)
+    park = Decision(follows=Follows.PARK_FOR_PROVIDER)
+    assert after(down, Policy(), provider=probe, failures=99) == park
+    assert after(down, policy, provider=watched, failures=4) == park
+    # There are tries left, nobody has asked for any, or the circuit lets calls through.
+    assert after(down, policy, provider=watched, failures=3) == retried_after(3.0)
+    assert after(down, Policy(), provider=watched) == END
+    assert after(down, policy, provider=ProviderFailure(was_probe=False, is_open=False), failures=4) == END
+    assert after(ConnectionResetError(), policy, provider=probe, idempotent=False) == END
+    # A circuit of the step's own that fails as a probe comes first.
+    assert after(down, Policy(breaker=BreakerPolicy()), was_probe=True, provider=probe) == PARK

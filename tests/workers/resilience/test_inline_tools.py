@@ -109,7 +109,7 @@ def test_it_is_tried_again_in_place(stand: Stand, breakers: CircuitBreakers, how
 def test_it_is_not_waited_for_longer_than_the_setting(stand: Stand, breakers: CircuitBreakers) -> None:
     failures[:] = [ConnectionResetError()] * 9
     given = book("retry: {max_attempts: 9, base: 300ms, cap: 300ms, jitter: none}")
-    worker = stand.worker(*AGENTS, breakers=breakers, book=given, inline_retry_seconds=0.7)
+    worker = stand.worker(*AGENTS, breakers=breakers, book=given, inline_retry_seconds=0.85)
     run_id = run(stand, worker, "read")
     assert stand.run(run_id).state is RunState.FAILED
     assert len(called) == 3

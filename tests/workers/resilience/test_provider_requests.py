@@ -32,6 +32,12 @@ ANSWER = {
 CIRCUIT = "provider:openai"
 WATCHED = parse_policies(f"targets: {{'{CIRCUIT}': {{breaker: {{consecutive_failures: 3}}}}}}", "paidonce.yaml")
 """Without it nobody watches the circuit of a provider that no step declares."""
+QUICK = parse_policies(
+    "targets:\n"
+    f"  '{CIRCUIT}': {{breaker: {{consecutive_failures: 2, open_for: {{base: 200ms, cap: 200ms, jitter: 0}}}}}}\n"
+    "  llm.persistent: {retry: {base: 100ms, cap: 100ms}}\n",
+    "paidonce.yaml",
+)
 
 
 @dataclass
@@ -109,7 +115,17 @@ async def asker(url: str, how: str, times: int = 1) -> str:
         return f"{error.target} is open"
 
 
-AGENTS = (declared, learned, telling, asker)
+@step(name="llm.persistent", provider="openai", retry=2)
+async def persistent(url: str, times: int) -> str:
+    return [await ask_async(url) for _ in range(times)][-1]
+
+
+@agent(name="llm.patient")
+async def patient(url: str) -> str:
+    return await persistent(url, 1)
+
+
+AGENTS = (declared, learned, telling, persistent, asker, patient)
 
 
 def run(stand: Stand, worker: StandWorker, model: Model, how: str, times: int = 1) -> str:
@@ -213,6 +229,50 @@ def test_one_found_open_in_mid_step_short_circuits_it_and_its_spend_is_kept(
     assert stand.run(run_id).state is RunState.PARKED
     # It does not count as a try, and the step begins anew when the circuit is closed.
     assert stand.column("steps", "failed", run_id) == 0
+
+
+@pytest.mark.parametrize("how", ["declared", "learned"])
+def test_a_probe_of_a_provider_does_not_use_up_a_steps_tries(
+    stand: Stand, breakers: CircuitBreakers, model: Model, how: str
+) -> None:
+    """Neither of these steps has a second try."""
+    worker = stand.worker(*AGENTS, breakers=breakers, book=QUICK)
+    sweeper = stand.sweeper(breakers=breakers)
+    run(stand, worker, model, how)  # what it calls can be learned
+    breakers.force_open(CIRCUIT, for_seconds=0.01)
+    time.sleep(0.02)
+    model.statuses[:] = [503] * 3
+    run_id = run(stand, worker, model, how)
+    for probes in (1, 2, 3):
+        assert stand.run(run_id).state is RunState.PARKED
+        assert len(stand.attempts(run_id)) == probes
+        circuit_is(breakers, CircuitState.OPEN)
+        time.sleep(0.3)  # longer than it stays open
+        stand.pass_time(60)
+        sweeper.sweep()
+        stand.serve(worker)
+    assert stand.run(run_id).result == b'"yes"'
+    assert stand.column("steps", "failed", run_id) == 0
+    assert model.requests == 5
+
+
+def test_a_run_whose_last_try_opens_its_providers_circuit_sleeps_with_the_others(
+    stand: Stand, breakers: CircuitBreakers, model: Model
+) -> None:
+    worker = stand.worker(*AGENTS, breakers=breakers, book=QUICK)
+    sweeper = stand.sweeper(breakers=breakers)
+    model.statuses[:] = [503, 503]
+    run_id = stand.submit(patient, {"url": model.url})
+    for _ in range(4):
+        stand.serve(worker)
+        worker.deadlines.fall_due()
+        stand.pass_time(0.5)
+    assert (stand.run(run_id).state, model.requests) == (RunState.PARKED, 2)
+    time.sleep(0.3)
+    stand.pass_time(60)
+    sweeper.sweep()
+    stand.serve(worker)
+    assert stand.run(run_id).result == b'"yes"'
 
 
 def test_a_clients_own_error_around_it_is_seen_through(stand: Stand, breakers: CircuitBreakers, model: Model) -> None:

@@ -5,8 +5,8 @@
 The rules of a circuit are in ``breakers``, what is declared in ``paidonce.policies``, what is parked in the store.
 """
 
-from paidonce_workers.resilience.after_failure import Decision, Follows, decide
-from paidonce_workers.resilience.attempt_circuits import AttemptCircuits
+from paidonce_workers.resilience.after_failure import Decision, Follows, ProviderFailure, decide
+from paidonce_workers.resilience.attempt_circuits import AttemptCircuits, FailedRequest
 from paidonce_workers.resilience.learned_providers import LearnedProviders
 from paidonce_workers.resilience.refusals import act_on_refusal
 from paidonce_workers.resilience.step_circuits import Gate, Refused, StepCircuits, outcome_for, parking_for
@@ -14,9 +14,11 @@ from paidonce_workers.resilience.step_circuits import Gate, Refused, StepCircuit
 __all__ = [
     "AttemptCircuits",
     "Decision",
+    "FailedRequest",
     "Follows",
     "Gate",
     "LearnedProviders",
+    "ProviderFailure",
     "Refused",
     "StepCircuits",
     "act_on_refusal",

@@ -26,6 +26,7 @@ class Follows(StrEnum):
 
     RETRY = "retry"
     PARK = "park"
+    PARK_FOR_PROVIDER = "park_for_provider"
     END = "end"
 
 
@@ -37,6 +38,15 @@ class Decision:
     wait_seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProviderFailure:
+    """The last request of the attempt to a provider has failed, as its circuit counts failures, and whoever finds
+    that circuit open is put aside. ``is_open`` is the circuit now, ``was_probe`` the request."""
+
+    was_probe: bool
+    is_open: bool
+
+
 def decide(
     policy: Policy,
     failure: Failure,
@@ -46,22 +56,27 @@ def decide(
     idempotent: bool,
     was_probe: bool,
     is_open: bool,
+    provider: ProviderFailure | None = None,
     uniform: Callable[[float, float], float],
 ) -> Decision:
-    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time. ``is_open``
-    says whether the step's circuit is open now, after this failure.
+    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time. ``was_probe``
+    says whether the attempt was one for the step's own circuit, ``is_open`` whether that is open now, after this
+    failure.
 
     A probe that failed has shown that the circuit stays open: it was sent on behalf of all that wait, so its step
     goes back to them and it does not count. The same holds for the last try of a step that has retries, if its
-    failure has opened the circuit or has come when it was open: the outage shall not cost the run.
+    failure has opened the circuit or has come when it was open: the outage shall not cost the run. Whether the
+    circuit is the step's or its provider's makes no difference.
     """
     may_repeat = idempotent or not failure.kinds.isdisjoint(NEVER_ARRIVED)
     is_covered = policy.retry.covers(failure)
+    is_last_of_several = is_covered and failures >= policy.retry.max_attempts > 1
     breaker = policy.breaker
-    if may_repeat and breaker is not None and breaker.when_open == "park" and not breaker.ignores(failure):
-        is_last = failures >= policy.retry.max_attempts
-        if was_probe or (is_open and is_last and is_covered and policy.retry.max_attempts > 1):
-            return Decision(follows=Follows.PARK)
+    may_park = breaker is not None and breaker.when_open == "park" and not breaker.ignores(failure)
+    if may_repeat and may_park and (was_probe or (is_open and is_last_of_several)):
+        return Decision(follows=Follows.PARK)
+    if may_repeat and provider is not None and (provider.was_probe or (provider.is_open and is_last_of_several)):
+        return Decision(follows=Follows.PARK_FOR_PROVIDER)
     if failures >= policy.retry.max_attempts or not may_repeat or not is_covered:
         return Decision(follows=Follows.END)
     wait = policy.retry.delay_seconds(failures, uniform, failure.retry_after_seconds)

@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from paidonce.policies import BreakerPolicy, ResolvedPolicy, describe_failure
 from paidonce.registry import AnyStep
@@ -24,6 +25,9 @@ from paidonce_workers.breakers import NEUTRAL, SUCCESS, Admission, Outcome, fail
 from paidonce_workers.resilience.step_circuits import Gate, Refused, StepCircuits
 
 T = TypeVar("T")
+
+LONGEST_REPORT_SECONDS: Final = 0.5
+"""No call is delayed by Redis for longer."""
 
 
 class AttemptCircuits:
@@ -40,6 +44,7 @@ class AttemptCircuits:
         self.refused_calls = 0
         """Calls that its body wanted to make and that an open circuit refused."""
         self.refused_by_provider: Refused | None = None
+        self._failed_request: FailedRequest | None = None
 
     # -- inline tools ------------------------------------------------------------------
 
@@ -106,12 +111,38 @@ class AttemptCircuits:
 
     # -- providers -----------------------------------------------------------------------
 
+    @property
+    def failed_request(self) -> FailedRequest | None:
+        """The last request to a provider whose circuit is watched, if it failed."""
+        with self._lock:
+            return self._failed_request
+
+    def _note_end(self, failed: FailedRequest | None) -> None:
+        with self._lock:
+            self._failed_request = failed
+
     def request(self, provider: str) -> ProviderRequest | None:
         """A request to a provider is about to be sent; ``None`` where nobody watches its circuit."""
         policy = self._circuits.policy_of_provider(provider, self._declaration)
         if self._circuits.breakers is None or policy.policy.breaker is None:
             return None
         return ProviderRequest(self, policy, policy.policy.breaker)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedRequest:
+    """A request to a provider that failed, as the provider's circuit counts failures."""
+
+    policy: ResolvedPolicy
+    breaker: BreakerPolicy
+    was_probe: bool
+    reported: Future[None]
+
+    def wait_until_reported(self) -> None:
+        """Until its circuit has heard of it, but no longer than anybody waits for Redis."""
+        is_reported = threading.Event()  # the breakers' futures are not made to be waited for
+        self.reported.add_done_callback(lambda _: is_reported.set())
+        is_reported.wait(LONGEST_REPORT_SECONDS)
 
 
 class ProviderRequest:
@@ -140,6 +171,7 @@ class ProviderRequest:
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer's head is here."""
         if status < 400:
+            self._attempt._note_end(None)
             self._report(SUCCESS)
         else:
             self.failed(ErrorStatus(status, headers))
@@ -150,7 +182,14 @@ class ProviderRequest:
             self._report(NEUTRAL)
             return
         found = describe_failure(error)
-        self._report(failure(found.kinds, found.retry_after_seconds, found.summary))
+        admission = self._admission
+        reported = self._report(failure(found.kinds, found.retry_after_seconds, found.summary))
+        if admission is None or reported is None or self._breaker.ignores(found):
+            self._attempt._note_end(None)
+            return
+        self._attempt._note_end(
+            FailedRequest(policy=self._policy, breaker=self._breaker, was_probe=admission.is_probe, reported=reported)
+        )
 
     @property
     def _shared(self) -> Any:
@@ -181,11 +220,13 @@ class ProviderRequest:
         if not asking.cancelled() and asking.exception() is None and asking.result().is_admitted:
             self._shared.threads.submit(self._shared.report, asking.result(), NEUTRAL)
 
-    def _report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> Future[None] | None:
         """In a thread of the breakers': the answer is the user's, and does not wait."""
         admission, self._admission = self._admission, None
-        if admission is not None:
-            self._shared.threads.submit(self._shared.report, admission, outcome)
+        if admission is None:
+            return None
+        reported: Future[None] = self._shared.threads.submit(self._shared.report, admission, outcome)
+        return reported
 
 
 class ErrorStatus(Exception):

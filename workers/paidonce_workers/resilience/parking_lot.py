@@ -19,6 +19,7 @@ from paidonce_models.database import Database
 from paidonce_models.errors import CircuitStoreUnreachable
 from paidonce_models.store.messages import Message
 from paidonce_models.store.parked_steps import (
+    KnownOpen,
     ParkedAt,
     ParkedKey,
     circuits_with_parked_steps,
@@ -69,8 +70,9 @@ class ParkingLot:
                     self._postpone(shard, at, open_for_seconds)
                 elif at.due_in_us <= 0:
                     messages += self._probe(shard, at)
+        known = {} if states is None else _known_open(states)
         messages += self._database.transact(
-            lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard)
+            lambda connection: give_up_parked(connection, namespace=self._namespace, shard=shard, known=known)
         )
         return messages
 
@@ -134,6 +136,15 @@ class ParkingLot:
 def is_forgotten(status: CircuitStatus | None) -> bool:
     """Whether a circuit that steps wait for has lost its history: each move leaves a reason behind."""
     return status is None or (status.state is CircuitState.CLOSED and not status.reason)
+
+
+def _known_open(states: Mapping[str, CircuitStatus]) -> dict[str, KnownOpen]:
+    """The open circuits; of one that is half-open nobody can say when it is tried again."""
+    return {
+        status.circuit: KnownOpen(since=status.since, retry_at=status.retry_at)
+        for status in states.values()
+        if status.state is CircuitState.OPEN and status.since is not None
+    }
 
 
 def open_seconds(status: CircuitStatus) -> float:

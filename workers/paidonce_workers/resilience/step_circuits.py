@@ -63,12 +63,16 @@ class Gate:
         self._breakers = breakers
         self._admissions = list(admissions)
         self.refused = refused
-        self.was_probe = any(admission.is_probe for admission in admissions)
+        self._probed = frozenset(admission.circuit for admission in admissions if admission.is_probe)
 
     @property
     def probe_tokens(self) -> tuple[str, ...]:
         """Places of probes, for the heartbeat to renew."""
         return tuple(admission.token for admission in self._admissions if admission.is_probe)
+
+    def was_probe(self, circuit: str) -> bool:
+        """Whether the delivery was let through as a probe of this circuit."""
+        return circuit in self._probed
 
     def take(self, circuit: str) -> Admission | None:
         """The admission to a circuit, for the call that it is about; whoever takes it reports it."""
