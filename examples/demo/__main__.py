@@ -5,6 +5,7 @@ Exits with 1 if a finished step was repeated or if something did not do its part
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -86,7 +87,9 @@ def _perform(plan: Plan, stage: Stage, console: Console) -> int:
         database.close()
     _print_verdict(verdict, time.monotonic() - began, console)
     console.print(
-        f"Look again: PAIDONCE_HOME={_shown(settings.home)} paidonce show {handle.id}", style="dim", soft_wrap=True
+        f"Look again: PAIDONCE_HOME={_shown(settings.home)} {_command()} show {handle.id}",
+        style="dim",
+        soft_wrap=True,
     )
     return 0 if verdict.holds else EXIT_FAILED
 
@@ -110,6 +113,11 @@ def _introduce(servers: Servers, console: Console) -> None:
     model = servers.model_url
     console.print(f"Model server    {model}{'' if servers.counting_url is None else '  (a stand-in that counts)'}")
     console.print(f"Document server {servers.documents_url}")
+
+
+def _command() -> str:
+    """How the reader's shell finds the command line: by its place where the environment is not activated."""
+    return "paidonce" if shutil.which("paidonce") else _shown(Path(sys.executable).parent / "paidonce")
 
 
 def _print_report(report: object, console: Console) -> None:

@@ -6,12 +6,16 @@ import csv
 import io
 import sqlite3
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+from paidonce.budgets import set_budget
+from paidonce_models.database import Database
+from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
 from paidonce_models.store.rolling_up import roll_up
 from paidonce_models.store.sweeping import take_back
 from tests.cli.conftest import Project
@@ -139,6 +143,20 @@ def test_what_a_limit_leaves_out_is_said_also_to_programs(project: Project, sqli
     assert "more rows are left out" in view.err
     whole = project.paidonce("costs", "--view", "costs_by_cause", "--limit", "3", "--json", **given)
     assert (len(whole.document["rows"]), whole.document["complete"], whole.err) == (3, True, "")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_any_client_reads_each_view(database_url: str, name: str) -> None:
+    filled(database_url)
+    database = Database(database_url)
+    set_budget(database, "agent=count", per="day", usd="1", namespace="tests")
+    with database.read_at_once() as connection:
+        found = read_view(connection, name, "tests", limit=100)
+    database.close()
+    (rows,) = run_sql(database_url, view_sql(name, "tests", limit=100) + ";\n")
+    assert [[float(value) if isinstance(value, Decimal) else value for value in row.values()] for row in rows] == [
+        list(row) for row in found.rows
+    ]
 
 
 def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url: str) -> None:

@@ -20,7 +20,8 @@ def lines_of(block: str) -> set[str]:
         if step:
             lines.add(f"step {re.sub(r'[0-9]+', '#', step[1])}")
         elif not line.startswith(("│ ", "╭", "╰")) or "[…]" in line:
-            lines.add(re.sub(r"[ ─]+", " ", DIFFERENT_EACH_TIME.sub("#", line)).strip())
+            plain = re.sub(r"\S*/bin/paidonce", "paidonce", line)
+            lines.add(re.sub(r"[ ─]+", " ", DIFFERENT_EACH_TIME.sub("#", plain)).strip())
     return lines
 
 

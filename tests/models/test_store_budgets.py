@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from paidonce_models.budgets import Budget, Maxima, Period, Source, Unit
 from paidonce_models.instants import microseconds_of
 from paidonce_models.states import RunState
 from paidonce_models.store.budget_rules import declare_budgets, read_budgets, remove_budget, set_budget
+from paidonce_models.store.budget_standing import read_budgets_now
 from paidonce_models.store.held_steps import let_go, steps_with_room, tidy_held_steps
 from paidonce_models.store.leases import hand_back, mark_unknown
 from paidonce_models.store.ledger import insert_calls
@@ -455,12 +457,16 @@ def test_accounts_stay_right_while_several_claim_settle_and_change_limits(store:
 
 
 def test_the_view_says_what_each_budget_holds_now(store: Store) -> None:
-    store.clock.now_us = microseconds_of(datetime(2026, 11, 25, 12, tzinfo=UTC))
+    store.clock.now_us = time.time_ns() // 1000  # on SQLite the view goes by the machine's clock
     store.maxima[STEP] = Maxima(nanousd=PRICE_NANOUSD)
     limit(store, PRICE_NANOUSD, "agent=count")
     store.transact(declare_budgets, NAMESPACE, "count", {Unit.USD: 9_000})
     store.complete(success(store.claimed(store.running())))
     assert store.claim(store.running()) is None
+    assert [(each.spent, each.held_steps) for each in store.read(read_budgets_now, NAMESPACE)] == [
+        (PRICE_NANOUSD, 1),
+        (PRICE_NANOUSD, 0),
+    ]
     rows = store.rows(
         "SELECT subject, period, unit, source, limit_amount, accounts, spent, reserved, unpriced_calls, held_steps "
         "FROM budgets_now ORDER BY period"

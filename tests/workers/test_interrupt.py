@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from paidonce_models.errors import PaidonceError, StepInterrupt
+from paidonce_workers import interrupt
 from paidonce_workers.body_runner import BodyCancelled, BodyExited, BodyRunner, BodyTimedOut
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.interrupt import (
@@ -428,3 +429,16 @@ def test_a_forked_child_runs_and_stops_bodies_of_its_own(runner: BodyRunner, thr
     assert runner.interrupt("the parent's")
     with pytest.raises(BodyCancelled):
         future.result(5)
+
+
+def test_an_interrupt_that_a_finalizer_swallowed_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the thread that absorbs it on the way out would spin for ever."""
+    send, sent = interrupt._set_async_exc, []
+
+    def lose_the_first(ident: int, kind: object) -> int:
+        sent.append(kind)
+        return 1 if len(sent) == 1 else int(send(ident, kind))
+
+    monkeypatch.setattr(interrupt, "_set_async_exc", lose_the_first)
+    interrupt._absorb(threading.get_ident(), TimeoutInterrupt)
+    assert len(sent) == 2

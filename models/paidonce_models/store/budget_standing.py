@@ -9,10 +9,31 @@ from sqlalchemy import Connection, text
 from paidonce_models.budgets import Basis, Budget, Period, Unit, rank, refusal_text, run_subject
 from paidonce_models.store.budget_rules import budget_of, read_budgets
 
-_NOW = text(
-    "SELECT subject, period, unit, source, limit_amount AS amount, accounts, spent, reserved, unpriced_calls, "
-    "held_steps FROM budgets_now WHERE namespace = :namespace ORDER BY subject, period, unit, source"
+_SPAN_NOW = {
+    "postgresql": "to_char(to_timestamp(paidonce_now() / 1000000) AT TIME ZONE 'UTC', "
+    "CASE b.period WHEN 'month' THEN 'YYYY-MM' ELSE 'YYYY-MM-DD' END)",
+    "sqlite": "strftime(CASE b.period WHEN 'month' THEN '%Y-%m' ELSE '%Y-%m-%d' END, "
+    "paidonce_now() / 1000000, 'unixepoch')",
+}
+_NOW = """
+WITH accounts AS (
+    SELECT b.id AS budget_id, a.key, a.spent, a.reserved, a.unpriced_calls, (
+        SELECT count(*) FROM held_steps h JOIN steps s ON s.run_id = h.run_id AND s.position = h.position
+        WHERE h.namespace = a.namespace AND h.account = a.key AND s.state = 'held'
+    ) AS held_steps
+    FROM budgets b JOIN budget_accounts a ON a.namespace = b.namespace AND a.period = b.period AND a.unit = b.unit
+        AND (a.subject = b.subject OR (b.period = 'run' AND 'run=' || a.span = b.subject))
+        AND (b.period = 'run' OR a.span = {now})
+    WHERE b.namespace = :namespace AND b.replaced_at_us IS NULL
 )
+SELECT b.subject, b.period, b.unit, b.source, b.amount, count(a.key) AS accounts, coalesce(sum(a.spent), 0) AS spent,
+    coalesce(sum(a.reserved), 0) AS reserved, coalesce(sum(a.unpriced_calls), 0) AS unpriced_calls,
+    coalesce(sum(a.held_steps), 0) AS held_steps
+FROM budgets b LEFT JOIN accounts a ON a.budget_id = b.id
+WHERE b.namespace = :namespace AND b.replaced_at_us IS NULL
+GROUP BY b.subject, b.period, b.unit, b.source, b.amount ORDER BY b.subject, b.period, b.unit, b.source
+"""
+"""The view ``budgets_now`` by the store's clock, which on SQLite no other client knows."""
 _HELD = text(
     "SELECT h.position, h.amount, h.basis, a.subject, a.period, a.unit, a.span, a.spent, a.reserved, a.namespace "
     "FROM held_steps h JOIN steps s ON s.run_id = h.run_id AND s.position = h.position AND s.state = 'held' "
@@ -43,6 +64,7 @@ class BudgetStanding:
 
 def read_budgets_now(connection: Connection, namespace: str) -> list[BudgetStanding]:
     """The budgets in force and what their accounts hold."""
+    now = _NOW.format(now=_SPAN_NOW[connection.dialect.name])
     return [
         BudgetStanding(
             budget=budget_of(row),
@@ -52,7 +74,7 @@ def read_budgets_now(connection: Connection, namespace: str) -> list[BudgetStand
             unpriced_calls=int(row.unpriced_calls),
             held_steps=int(row.held_steps),
         )
-        for row in connection.execute(_NOW, {"namespace": namespace})
+        for row in connection.execute(text(now), {"namespace": namespace})
     ]
 
 

@@ -64,8 +64,8 @@ def costs(
     if view_name is not None:
         if since is not None or agent is not None or given_by:
             raise InvalidInput(
-                f"--view {view_name} is a grouping of its own that holds all days and agents; --by, --since and --agent "
-                "go without it"
+                f"--view {view_name} is a grouping of its own that holds all days and agents; leave out --by, --since "
+                "and --agent"
             )
         _show_view(client, view_name, LONG_LIST_LIMIT if limit is None else limit, (as_json, as_csv, as_sql))
         return

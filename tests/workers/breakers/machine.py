@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -45,6 +46,11 @@ outcomes = st.one_of(
 )
 waits = st.one_of(st.sampled_from([0.0, 1e-6, 0.1, 0.73, 1.0, 3.0, 10.0, 15.0, 30.0, 400.0]), st.floats(0, 40))
 chances = st.floats(0, 1)
+
+
+def scenarios(how_many: int, *, steps: int = 40) -> settings:
+    """For ``run_state_machine_as_test``."""
+    return settings(max_examples=how_many, stateful_step_count=steps, suppress_health_check=list(HealthCheck))
 
 
 @dataclass

@@ -231,14 +231,14 @@ def test_a_probe_that_says_nothing_gives_its_place_to_the_next(breakers: Circuit
 def test_the_token_of_a_probe_expires_unless_the_heartbeat_renews_it(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
-    dead, alive = (make_breakers(circuit_server.url(), probe_seconds=1.0) for _ in range(2))
+    dead, alive = (make_breakers(circuit_server.url(), probe_seconds=0.6) for _ in range(2))
     for _ in range(3):
         call(dead, DOWN, QUICK)
     lost = probe(dead, "lost")
     began = time.monotonic()
     kept = probe(alive, "kept")
-    assert time.monotonic() - began > 0.7
-    for _ in range(15):
+    assert time.monotonic() - began > 0.4
+    for _ in range(9):
         threading.Event().wait(0.1)
         alive.renew(["kept", "of another attempt"])
         assert not dead.admit("search", QUICK, token="third").is_admitted
@@ -251,12 +251,12 @@ def test_the_token_of_a_probe_expires_unless_the_heartbeat_renews_it(
 def test_an_inline_probe_is_renewed_as_long_as_its_block_lasts(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
-    one, other = (make_breakers(circuit_server.url(), probe_seconds=1.0) for _ in range(2))
+    one, other = (make_breakers(circuit_server.url(), probe_seconds=0.6) for _ in range(2))
     for _ in range(3):
         call(one, DOWN, QUICK)
     threading.Event().wait(0.1)
     with one.guard("search", QUICK):
-        for _ in range(15):
+        for _ in range(9):
             threading.Event().wait(0.1)
             one.renew()
             assert not other.admit("search", QUICK, token="third").is_admitted

@@ -141,7 +141,7 @@ def test_redis_frozen_and_thawed(
             wait_until(lambda: not seen.admissions[-1].is_shared, "the store is away")
             count = len(seen.admissions)
             wait_until(lambda: len(seen.admissions) > count + 200, "calls go on without it")
-            threading.Event().wait(2.5)  # the store is asked again meanwhile, and answers none of it
+            threading.Event().wait(1.7)  # the store is asked again meanwhile, and answers none of it
             newcomer = make_breakers(private_redis.url())
             began = time.monotonic()
             assert not call(newcomer).is_shared
@@ -273,7 +273,7 @@ def test_outcomes_that_redis_cannot_be_told_of_count_for_the_process(
 
 def test_a_probe_of_a_lone_process_is_the_only_one_and_is_renewed(make_breakers: MakeBreakers) -> None:
     policy = replace(POLICY, open_base_seconds=0.05, open_cap_seconds=0.05)
-    breakers = make_breakers(None, probe_seconds=1.0)
+    breakers = make_breakers(None, probe_seconds=0.6)
     for _ in range(3):
         call(breakers, DOWN, policy)
     probe = wait_until(
@@ -281,7 +281,7 @@ def test_a_probe_of_a_lone_process_is_the_only_one_and_is_renewed(make_breakers:
         "the open time is over",
     )
     assert probe is not None and probe.is_probe
-    for _ in range(15):
+    for _ in range(9):
         threading.Event().wait(0.1)
         breakers.renew(["first"])
         assert not breakers.admit("search", policy, token="second").is_admitted

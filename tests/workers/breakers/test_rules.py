@@ -1,11 +1,13 @@
-"""The rules of a circuit: the reference model against the documentation, and the Lua scripts against the model."""
+"""The rules of a circuit on Redis: the Lua scripts against the reference model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from paidonce_workers.breakers.connecting import connection_maker
@@ -13,22 +15,15 @@ from paidonce_workers.breakers.link import Link
 from paidonce_workers.breakers.own_threads import ThreadStarter
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.services.valkey import RedisServer
-from tests.workers.breakers.machine import CircuitMachine
+from tests.workers.breakers.machine import CircuitMachine, scenarios
 from tests.workers.breakers.oracle import Clock
 
-FEW = settings(max_examples=80, stateful_step_count=30, suppress_health_check=list(HealthCheck))
-SCENARIOS_OF_THE_MODEL = 1_000
-SCENARIOS_ON_EACH_SERVER = 2_000
+SCENARIOS_ON_BOTH_SERVERS = 2_000
 
 
-def many(scenarios: int) -> settings:
-    return settings(FEW, max_examples=scenarios, stateful_step_count=40)
-
-
-@pytest.fixture
-def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
-    url = circuit_server.url()
-    starter = ThreadStarter()
+@contextmanager
+def linked(server: RedisServer, namespace: str) -> Iterator[Link]:
+    url, starter = server.url(), ThreadStarter()
     made = Link(
         make=connection_maker(url, "TEST"),
         check=checker(namespace),
@@ -37,36 +32,48 @@ def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
         tell=lambda news: news(),
         begin=starter.begin,
     )
-    yield made
-    made.close()
-    starter.close()
+    try:
+        yield made
+    finally:
+        made.close()
+        starter.close()
 
 
-def test_the_model_keeps_the_documented_rules() -> None:
-    run_state_machine_as_test(CircuitMachine, settings=FEW)  # type: ignore[no-untyped-call]
+class EachAlike:
+    """Rules on several servers behind the interface of one: all of them have to answer the same."""
+
+    def __init__(self, each: Sequence[RulesOnRedis]) -> None:
+        self._each = each
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*arguments: object, **options: object) -> object:
+            first, *others = [getattr(one, name)(*arguments, **options) for one in self._each]
+            assert all(other == first for other in others)
+            return first
+
+        return ask
 
 
-def test_the_scripts_do_what_the_model_does(link: Link, namespace: str) -> None:
-    _compare(link, namespace, FEW)
+def test_the_scripts_do_what_the_model_does(circuit_server: RedisServer, namespace: str) -> None:
+    _compare([circuit_server], namespace, scenarios(80, steps=30))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_model_keeps_the_documented_rules_in_a_thousand_scenarios() -> None:
-    run_state_machine_as_test(CircuitMachine, settings=many(SCENARIOS_OF_THE_MODEL))  # type: ignore[no-untyped-call]
-
-
-@pytest.mark.slow
+@pytest.mark.service
 @pytest.mark.timeout(2400)
-def test_the_scripts_do_what_the_model_does_in_two_thousand_scenarios_on_each_server(
-    link: Link, namespace: str
+def test_the_scripts_do_what_the_model_does_in_two_thousand_more_on_valkey_and_redis_at_once(
+    redis_server: RedisServer, installed_redis: RedisServer, namespace: str
 ) -> None:
-    _compare(link, namespace, many(SCENARIOS_ON_EACH_SERVER))
+    _compare([redis_server, installed_redis], namespace, scenarios(SCENARIOS_ON_BOTH_SERVERS))
 
 
-def _compare(link: Link, namespace: str, how_often: settings) -> None:
-    def machine() -> CircuitMachine:
-        clock = Clock()
-        return CircuitMachine(RulesOnRedis(link, namespace, now_us=clock.now_us), clock)
+def _compare(servers: Sequence[RedisServer], namespace: str, how_often: settings) -> None:
+    with ExitStack() as stack:
+        links = [stack.enter_context(linked(server, namespace)) for server in servers]
 
-    run_state_machine_as_test(machine, settings=how_often)  # type: ignore[no-untyped-call]
+        def machine() -> CircuitMachine:
+            clock = Clock()
+            rules = EachAlike([RulesOnRedis(link, namespace, now_us=clock.now_us) for link in links])
+            return CircuitMachine(cast("RulesOnRedis", rules), clock)
+
+        run_state_machine_as_test(machine, settings=how_often)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Two cost views mended: runs of wholly unknown cost count for what they lack; a family's sum stands by its root."""
+"""Views mended: runs of wholly unknown cost count, a family's sum stands by its root, any client reads budgets."""
 
 from __future__ import annotations
 
@@ -76,17 +76,45 @@ _COSTS_BY_RUN_BEFORE = (
     f"{_CALL_SUMS} FROM run_cost_facts f GROUP BY f.namespace, f.run_id, f.agent, f.root_run_id"
 )
 
+# On SQLite only: the function paidonce_now() is there for Paidonce's own connections, and for no other client.
+_BUDGETS_NOW = """
+CREATE VIEW budgets_now AS
+WITH accounts AS (
+    SELECT b.id AS budget_id, a.key, a.spent, a.reserved, a.unpriced_calls, (
+        SELECT count(*) FROM held_steps h JOIN steps s ON s.run_id = h.run_id AND s.position = h.position
+        WHERE h.namespace = a.namespace AND h.account = a.key AND s.state = 'held'
+    ) AS held_steps
+    FROM budgets b JOIN budget_accounts a ON a.namespace = b.namespace AND a.period = b.period AND a.unit = b.unit
+        AND (a.subject = b.subject OR (b.period = 'run' AND 'run=' || a.span = b.subject))
+        AND (b.period = 'run' OR a.span = {now})
+    WHERE b.replaced_at_us IS NULL
+)
+SELECT b.namespace, b.subject, b.period, b.unit, b.source, b.amount AS limit_amount, count(a.key) AS accounts,
+    CAST(coalesce(sum(a.spent), 0) AS BIGINT) AS spent, CAST(coalesce(sum(a.reserved), 0) AS BIGINT) AS reserved,
+    CAST(coalesce(sum(a.unpriced_calls), 0) AS BIGINT) AS unpriced_calls,
+    CAST(coalesce(sum(a.held_steps), 0) AS BIGINT) AS held_steps
+FROM budgets b LEFT JOIN accounts a ON a.budget_id = b.id
+WHERE b.replaced_at_us IS NULL
+GROUP BY b.namespace, b.subject, b.period, b.unit, b.source, b.amount
+"""
+_FORMAT = "CASE b.period WHEN 'month' THEN '%Y-%m' ELSE '%Y-%m-%d' END"
+_NOW = f"strftime({_FORMAT}, 'now')"
+_NOW_BEFORE = f"strftime({_FORMAT}, paidonce_now() / 1000000, 'unixepoch')"
+
 
 def upgrade() -> None:
-    _replace(_COSTS_BY_RUN, _per_successful_run(counts_all=True))
+    _replace(_COSTS_BY_RUN, _per_successful_run(counts_all=True), now=_NOW)
 
 
 def downgrade() -> None:
-    _replace(_COSTS_BY_RUN_BEFORE, _per_successful_run(counts_all=False))
+    _replace(_COSTS_BY_RUN_BEFORE, _per_successful_run(counts_all=False), now=_NOW_BEFORE)
 
 
-def _replace(costs_by_run: str, per_successful_run: str) -> None:
-    for name in ("costs_by_run", "costs_per_successful_run"):
+def _replace(costs_by_run: str, per_successful_run: str, *, now: str) -> None:
+    views = {"costs_by_run": costs_by_run, "costs_per_successful_run": per_successful_run}
+    if op.get_bind().dialect.name == "sqlite":
+        views["budgets_now"] = _BUDGETS_NOW.format(now=now)
+    for name in views:
         op.execute(f"DROP VIEW {name}")
-    for statement in (costs_by_run, per_successful_run):
+    for statement in views.values():
         op.execute(sa.text(statement))
