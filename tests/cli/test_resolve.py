@@ -45,6 +45,8 @@ def test_what_a_person_says_is_what_the_agent_gets(project: Project, run_id: str
 
     with project.started("worker", "paying"):
         wait_until(waits, "the run waits for a person", 40)
+        (step,) = project.client().run(run_id).steps()
+        assert f"paidonce resolve {run_id} 1 --succeeded JSON" in str(step.waits_for)
         wrong = resolved(project, run_id, "--succeeded", '"a lot"')
         assert (wrong.code, wrong.error["code"]) == (2, "invalid_input"), wrong.out
         assert resolved(project, run_id, "--retry").document == {"run_id": run_id, "step": 1, "resolved": "retry"}

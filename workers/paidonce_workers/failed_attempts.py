@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from datetime import UTC, datetime
 
-from paidonce.policies import ResolvedPolicy, describe_failure
+from paidonce.policies import Failure, ResolvedPolicy, describe_failure
 from paidonce.user_errors import error_of, traceback_of
 from paidonce_models.errors import CircuitOpen
 from paidonce_models.states import AttemptOutcome
@@ -43,6 +45,8 @@ class FailedAttempts:
         attempt.gate.report(policy.circuit, outcome_for(as_seen_by_policy, failed))
         found_open = circuit_open_in(error)
         refused = attempt.circuits.refused_by_provider if found_open is not None else None
+        if found_open is not None and refused is None:
+            failed = until_it_may_be_closed(failed, found_open)
         parking: Parking | None = None
         retry_after_us: int | None = None
         counts = True
@@ -91,6 +95,15 @@ class FailedAttempts:
         """How much longer a retry waits because the fleet has used up its retry budget for this target."""
         breakers, budget = self._circuits.breakers, policy.policy.retry_budget
         return 0.0 if breakers is None or budget is None else breakers.retry_allowed(policy.target, budget)
+
+
+def until_it_may_be_closed(failed: Failure, found_open: CircuitOpen) -> Failure:
+    """The failure of a body that an inline tool's open circuit ended, with the wait that another try must make: one
+    before it would be refused again, once it had paid again for all that came before that call."""
+    if found_open.retry_at is None:
+        return failed
+    wait_seconds = (found_open.retry_at - datetime.now(UTC)).total_seconds()
+    return replace(failed, retry_after_seconds=max(wait_seconds, failed.retry_after_seconds or 0.0))
 
 
 def circuit_open_in(error: BaseException) -> CircuitOpen | None:

@@ -61,7 +61,8 @@ class StepView:
     error: dict[str, object] | None
     child_run_id: str | None
     waits_for: str | None = None
-    """Of a held step which budget has no room for it, of a parked one which circuit is open."""
+    """Of a held step which budget has no room for it, of a parked one which circuit is open,
+    of an unknown one what a person has to say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +180,12 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
         waits |= why_held(connection, run_id)
     if any(row.state == "parked" for row in rows):
         waits |= why_parked(connection, run_id)
+    for row in rows:
+        if row.state == "unknown":
+            waits[row.position] = (
+                "nobody knows whether it has acted; find out, and say so with "
+                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--failed` or `--retry`"
+            )
     return [
         StepView(
             step=row.position,

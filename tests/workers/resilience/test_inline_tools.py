@@ -96,6 +96,25 @@ def test_a_body_that_lets_it_through_ends_short_circuited(stand: Stand, breakers
     assert stand.run(run_id).state is RunState.FAILED
 
 
+def test_its_step_is_not_tried_again_before_the_circuit_may_be(stand: Stand, breakers: CircuitBreakers) -> None:
+    """Whatever the body pays for before it calls the tool would be paid for nothing."""
+    given = parse_policies("targets: {read: {retry: {max_attempts: 2, base: 100ms}}}", "paidonce.yaml")
+    worker = stand.worker(*AGENTS, breakers=breakers, book=given)
+    breakers.force_open("inline.fetch", for_seconds=60)
+    sweeper = stand.sweeper(breakers=breakers)
+    sweeper.sweep()  # it leads now
+    run_id = run(stand, worker, "read")
+    stand.pass_time(55)
+    sweeper.sweep()
+    stand.serve(worker)
+    assert len(stand.attempts(run_id)) == 1
+    breakers.force_close("inline.fetch")
+    stand.pass_time(30)
+    sweeper.sweep()
+    stand.serve(worker)
+    assert stand.run(run_id).result == b'"page"'
+
+
 @pytest.mark.parametrize("how", ["read", "careful"], ids=["def", "async def"])
 def test_it_is_tried_again_in_place(stand: Stand, breakers: CircuitBreakers, how: str) -> None:
     failures[:] = [ConnectionResetError(), ConnectionResetError()]
