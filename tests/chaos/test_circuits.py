@@ -77,11 +77,17 @@ def kill_and_lose(server: RedisServer) -> None:
     server.start()
 
 
-DISTURBANCES = [stop_and_start, freeze_and_thaw, RedisServer.flush, RedisServer.restart, kill_and_lose]
+AFTER, MEANWHILE = "after", "while it is disturbed"
 
 
-@pytest.mark.parametrize("disturb", DISTURBANCES, ids=lambda each: each.__name__)
-@pytest.mark.parametrize("heals", ["while it is disturbed", "after"])
+@pytest.mark.parametrize(
+    ("disturb", "heals"),
+    [
+        *((each, AFTER) for each in (stop_and_start, freeze_and_thaw, RedisServer.flush, kill_and_lose)),
+        *((each, MEANWHILE) for each in (stop_and_start, RedisServer.restart)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_every_parked_run_wakes_whatever_happens_to_redis(
     disturb: Callable[[RedisServer], None], heals: str, private_redis: RedisServer, make_stage: MakeStage
 ) -> None:
@@ -92,10 +98,10 @@ def test_every_parked_run_wakes_whatever_happens_to_redis(
     bystander = stage.client.submit(
         outage_agents.bystander, {"server": stage.server.url, "steps": 60, "latency_ms": 50.0}
     )
-    if heals != "after":
+    if heals == MEANWHILE:
         stage.server.begin_outage(0)
     disturb(private_redis)
-    if heals == "after":
+    if heals == AFTER:
         time.sleep(2)
         stage.server.begin_outage(0)
     wait_until(lambda: stage.unfinished() == 0, f"all runs have ended; see the logs in {stage.folder}", 60)

@@ -7,6 +7,7 @@ the same installation.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -132,6 +133,7 @@ def _note_unknown(client: Client, name: str, remembered: set[str]) -> None:
 
 
 def _breakers(settings: Settings) -> Any:
+    logging.getLogger("paidonce_workers.breakers").setLevel(logging.ERROR)  # what is wrong is said by the command
     return importlib.import_module("paidonce_workers.breakers").CircuitBreakers.of(settings, describe_failure)
 
 

@@ -306,7 +306,7 @@ class Link:
             "itself, from what it sees itself; policies with `when_store_down: refuse` let nothing through",
             self._address,
             self._setting,
-            why,
+            why.rstrip("."),
             extra={"event": "breaker_store_away"},
         )
 
