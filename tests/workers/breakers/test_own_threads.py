@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -62,6 +62,23 @@ def test_a_burst_is_done_by_a_few_threads_which_closing_ends(starter: ThreadStar
     wait_until(lambda: not any(thread.is_alive() for thread in used), "they have ended")
     assert asyncio.run(burst()), "what comes late is done all the same"
     threads.close()
+
+
+def test_threads_that_were_ordered_and_begin_late_keep_no_other_from_ending() -> None:
+    ordered: list[Callable[[], object]] = []
+    threads = OwnThreads(lambda act, name: ordered.append(act))
+    done: list[int] = []
+    for number in range(3):
+        threads.submit(done.append, number)
+    begun = [threading.Thread(target=act, daemon=True) for act in ordered[:2]]
+    for thread in begun:
+        thread.start()
+    wait_until(lambda: done == [0, 1, 2] and threads._serving == 2, "all is done")
+    threads.close()
+    ordered[2]()  # in this thread: it must not wait
+    for thread in begun:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in begun)
 
 
 def test_what_is_raised_comes_out_and_what_is_cancelled_is_not_done(starter: ThreadStarter) -> None:

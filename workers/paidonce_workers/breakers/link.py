@@ -311,6 +311,8 @@ class Link:
         )
 
     def _say_that_it_is_back(self, after_seconds: float) -> None:
+        if self._closing.is_set():
+            return  # nobody calls through it any more
         log.warning(
             "the Redis of circuits and retry budgets (%s, %s) is back after %.1f s: they are shared again",
             self._address,

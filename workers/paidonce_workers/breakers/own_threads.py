@@ -25,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HOW_MANY = 4
+NAME = "paidonce-breakers"
 CLOSING_SECONDS = 2.0
 """Longer than any request to Redis may take."""
 
@@ -93,6 +94,7 @@ class OwnThreads:
         self._begin_thread = begin
         self._lock = threading.Lock()
         self._serving = 0
+        self._is_closed = False
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
 
@@ -112,15 +114,18 @@ class OwnThreads:
             else:
                 future.set_result(result)
 
-        if self._serving < HOW_MANY:
-            self._begin()
+        if self._serving < HOW_MANY and not self._is_closed:
+            self._begin_thread(self._serve, NAME)
         self._work.put(work)
+        if self._is_closed:  # it may lie behind the last word for the last thread
+            self._begin_thread(self._do_what_is_left, NAME)
         return future
 
     def close(self) -> None:
-        """End the threads once they have done what was submitted."""
+        """End the threads once they have done what was submitted. What is submitted later is still done."""
         with self._lock:
-            serving = self._serving
+            serving = 0 if self._is_closed else self._serving
+            self._is_closed = True  # a thread that was ordered and begins only now must take no other's last word
             for _ in range(serving):
                 self._work.put(None)
         try:
@@ -129,22 +134,35 @@ class OwnThreads:
         except Empty:
             return  # stuck; it is a daemon
 
-    def _begin(self) -> None:
-        self._begin_thread(self._serve, "paidonce-breakers")
-
     def _serve(self) -> None:
         with self._lock:
-            if self._serving >= HOW_MANY:
-                return  # several callers began one at once
-            self._serving += 1
+            is_one_too_many = self._serving >= HOW_MANY or self._is_closed  # several callers began one at once
+            self._serving += not is_one_too_many
+        if is_one_too_many:
+            if self._is_closed:
+                self._do_what_is_left()
+            return
         while (work := self._work.get()) is not None:
             work()
             del work  # or the result of the last would be kept until the next
         with self._lock:
             self._serving -= 1
+            is_last = self._serving == 0
+        if is_last:
+            self._do_what_is_left()
         self._ended.put(None)
-        if not self._work.empty():
-            self._begin()  # submitted while this one was counted as serving
+
+    def _do_what_is_left(self) -> None:
+        """Once it is closed: what was submitted behind the last words, which stay for the threads that wait."""
+        while True:
+            try:
+                work = self._work.get_nowait()
+            except Empty:
+                return
+            if work is None:
+                self._work.put(None)
+                return
+            work()
 
 
 class _Latch(type(threading.RLock())):  # type: ignore[misc]  # its class has no public name
