@@ -18,6 +18,8 @@ from tests.chaos.stage import QUICK_LEASES, Stage
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 MakeStage = Callable[..., Stage]
 MODULES = "paidonce.drill.outage_agents,tests.chaos.circuit_agents"
 RUNS = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import psutil
+import pytest
 
 from tests.chaos.engines import Engines
 from tests.chaos.stage import Stage
@@ -14,6 +15,7 @@ RECOVERED_WITHIN_SECONDS = 15.0
 RUNS = 12
 
 MakeStage = Callable[..., Stage]
+pytestmark = pytest.mark.slow
 
 
 def assert_recovered_in_time(stage: Stage, *, least: int) -> None:

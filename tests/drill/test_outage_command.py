@@ -10,6 +10,7 @@ from tests.drill.command import drill
 COMMAND_SECONDS = 170
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(COMMAND_SECONDS + 10)
 def test_a_tool_that_is_down_is_left_alone_and_every_run_finishes(tmp_path: Path) -> None:
