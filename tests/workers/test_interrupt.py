@@ -310,7 +310,8 @@ def test_an_async_body_that_ignores_its_cancellation_is_abandoned(runner: BodyRu
                 pass
 
     with pytest.raises(BodyTimedOut) as caught:
-        runner.run("k", stubborn, is_async=True, timeout_seconds=0.02, label="m.stubborn")
+        # Long enough for it to have begun: before that a cancellation cannot be ignored.
+        runner.run("k", stubborn, is_async=True, timeout_seconds=1, label="m.stubborn")
     let_go.set()
     assert caught.value.abandoned
 

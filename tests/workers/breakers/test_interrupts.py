@@ -111,7 +111,7 @@ def test_an_interrupted_call_hurts_no_other(breakers: CircuitBreakers, way: Way,
         victims += 1
         assert victim.ended_with is Struck, f"swallowed in {victim.struck_in}"
         expect_that_others_get_through(breakers, victim.struck_in)
-    assert victims > 50
+    assert victims > 20
     expect_that_coroutines_get_through(breakers)
     assert live_connections(breakers) <= 4
 
@@ -197,7 +197,7 @@ def test_an_interrupted_event_loop_does_not_hold_the_threads_of_coroutines(
     for _ in strike_everywhere(lambda: guarded_in_a_loop(breakers), within=OURS):
         victims += 1
         expect_that_coroutines_get_through(breakers)
-    assert victims > 40
+    assert victims > 5  # CPython 3.13 looks for interrupts in fewer places
 
 
 # -- real ones, at random ------------------------------------------------------------------------
