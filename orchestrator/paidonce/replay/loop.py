@@ -123,9 +123,18 @@ class ReplayLoop(RefusingLoop):
         except SliceInterrupt:
             pass
         finally:
-            # Nothing may be called between here and the next line: a call is where an interrupt can arrive.
+            # The interrupt that broke the slice off may be followed by two more: one that was sent before ``done``
+            # was set, and one by a watchdog that was about to send it. Each can arrive where a call begins, before
+            # the called function's own ``try``: so nothing may be called before ``done`` is set, and each call
+            # after it stands in a ``try`` of this function. No loop, whose jump backwards is such a place too.
             watch.done = True
-            _end_unhurt(watch)
+            try:
+                watchdog.end(watch)
+            except SliceInterrupt:
+                try:
+                    watchdog.end(watch)
+                except SliceInterrupt:
+                    watchdog.end(watch)
             sys.set_asyncgen_hooks(*previous_hooks)
             _set_running_loop(previous_loop)
             self._thread_id = None
@@ -326,22 +335,6 @@ class ReplayLoop(RefusingLoop):
 
     def __repr__(self) -> str:
         return f"<ReplayLoop time={self._time} ready={len(self._ready)} closed={self._closed}>"
-
-
-def _end_unhurt(watch: Watch) -> None:
-    """End the watch though interrupts arrive meanwhile.
-
-    The one that broke the slice off may be followed by two more: one that was sent before ``watch.done`` was set, and
-    one by a watchdog that was about to send it. Each can arrive where a call begins, which no ``try`` in the called
-    function covers. No loop: its jump backwards is another place where one can arrive.
-    """
-    try:
-        watchdog.end(watch)
-    except SliceInterrupt:
-        try:
-            watchdog.end(watch)
-        except SliceInterrupt:
-            watchdog.end(watch)
 
 
 def _leave_alone(generator: AsyncGenerator[Any, Any]) -> None:

@@ -11,15 +11,20 @@ import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Coroutine
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from paidonce.replay import loop as loop_module
+from paidonce.replay import watchdog as watchdog_module
 from paidonce.replay.loop import ReplayLoop
 from paidonce.replay.watchdog import SliceInterrupt, Watch, watchdog
 from paidonce_models.errors import SliceTooLong
 
 HERE = __file__
+LOOP_FILE = loop_module.__file__
+WATCHDOG_FILE = watchdog_module.__file__
 
 
 def future_of_the_loop() -> "asyncio.Future[Any]":
@@ -248,6 +253,43 @@ def test_interrupts_that_arrive_while_a_slice_is_being_ended_leave_the_thread_as
     loop.create_task(spins())
     with pytest.raises(SliceTooLong):
         loop.run_until_blocked(limit_seconds=0.05)
+    assert asyncio._get_running_loop() is None
+    assert not loop.is_running()
+
+
+@pytest.mark.parametrize("which", ["Watchdog.end", "_absorb_interrupt"])
+def test_an_interrupt_may_arrive_where_a_call_begins_while_a_slice_is_being_ended(
+    monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Where no ``try`` of the called function covers it yet."""
+    hit: list[str] = []
+    begun: list[Watch] = []
+    really_begin = watchdog.begin
+
+    def begin(thread_id: int, limit_seconds: float) -> Watch:
+        begun.append(really_begin(thread_id, limit_seconds))
+        return begun[-1]
+
+    def tracer(frame: FrameType, event: str, _: object) -> None:
+        ending = begun and begun[-1].done and not hit
+        if ending and event == "call" and frame.f_code.co_filename in (LOOP_FILE, WATCHDOG_FILE):
+            name = frame.f_code.co_qualname
+            assert name in ("Watchdog.end", "_absorb_interrupt"), f"{name} is called where nothing should be"
+            if name == which:
+                hit.append(name)
+                raise SliceInterrupt
+
+    monkeypatch.setattr(watchdog, "begin", begin)
+    loop = ReplayLoop()
+    loop.create_task(spins())  # calls nothing; an interrupt within the tracer would end the tracing
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        with pytest.raises(SliceTooLong):
+            loop.run_until_blocked(limit_seconds=0.05)
+    finally:
+        sys.settrace(before)
+    assert hit == [which]
     assert asyncio._get_running_loop() is None
     assert not loop.is_running()
 
