@@ -40,6 +40,8 @@ _MAX_TRIES = 8
 _PLAN_FOR_MANY_ROWS = text(
     "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
     "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
+    "set_config('parallel_setup_cost', '100', true), set_config('parallel_tuple_cost', '0.005', true), "
+    "set_config('enable_parallel_hash', 'off', true), "
     "set_config('transaction_read_only', 'on', true)"
 )
 
@@ -162,7 +164,9 @@ class Database:
         """A snapshot for queries over many rows: all statements see the store as it was at the first one.
 
         On PostgreSQL each statement is planned with its values: what makes the short statements of a run's life fast
-        (a generic plan, no sequential scan) is wrong for sums over a ledger. Writes nothing.
+        (a generic plan, no sequential scan) is wrong for sums over a ledger. Scans are shared between processes sooner
+        than PostgreSQL would, which takes reading a tag out of a hundred thousand rows for cheap; hash tables are not,
+        as those need more shared memory than a container may have. Writes nothing.
         """
         if self.is_sqlite:
             with self.read() as connection:

@@ -210,6 +210,23 @@ def test_a_lost_attempt_may_be_billed_for_what_the_step_costs_otherwise(store: S
     assert (total.possibly_billed_nanousd, total.lost_attempts, total.lost_without_estimate) == (70, 3, 1)
 
 
+def test_what_nobody_can_estimate_stays_unknown_beside_runs_that_lost_nothing(store: Store) -> None:
+    run_id = store.submit().run_id
+    store.advance(run_id, steps=1, name="never")
+    store.transact(take_back, key_of(store.claimed(run_id)), why="gone", anyway=True)
+    paid(store, [call(7)], end=succeeded())
+    paid(store, [call(5)], end=succeeded())
+    for _ in range(2):
+        for by in ("step", "run", "tag:user"):
+            table = ask(store, by, limit=1)
+            assert (table.total.possibly_billed_nanousd, table.total.lost_attempts) == (None, 1), by
+        table = ask(store, "run", limit=1)
+        assert (table.rows[0].possibly_billed_nanousd, table.rows[0].cost_nanousd) == (0, 7)
+        assert table.others is not None
+        assert (table.others.possibly_billed_nanousd, table.others.lost_without_estimate) == (None, 1)
+        roll(store)
+
+
 def test_retries_are_costed_by_tool(store: Store) -> None:
     run_id = store.running()
     store.complete(replace(failure(store.claimed(run_id), retry_after_us=0), calls=[call(1, tool="sql")]))
