@@ -55,9 +55,11 @@ def check_ledger(store: Store) -> None:
             check_parts(table)
             assert table.total.calls == len(calls)
             assert table.total.cost_nanousd == (sum(spent) if spent else None), by
+            sources = {kept_sums(question(by)), kept_sums(question(by, since_day="2000-01-01"))}
             for limit in (None, 3):
-                kept, recomputed = (lines(connection, by, each, limit) for each in (kept_sums(by), "ledger_calls"))
-                assert kept == recomputed, (by, limit)
+                recomputed = lines(connection, by, "ledger_calls", limit)
+                for source in sources:
+                    assert lines(connection, by, source, limit) == recomputed, (by, source, limit)
         expected: Counter[str] = Counter()
         for call in calls:
             expected[cause_of(connection, call)] += call.cost_nanousd or 0

@@ -329,8 +329,14 @@ def test_a_question_that_makes_no_sense_is_refused() -> None:
 
 
 def test_kept_sums_answer_every_question_that_must_be_fast() -> None:
+    def kept(*by: str, since_day: str | None = None) -> str:
+        return kept_sums(CostQuestion(namespace=NAMESPACE, by=by, since_day=since_day))
+
     for two in combinations(set(Dimension) - {Dimension.RUN}, 2):
-        assert kept_sums(two) == "daily_costs"
-    for by in (["run"], ["tag:customer"], ["tag:customer", "cause"], ["run", "day"], ["agent", "tag:a", "tag:b"]):
-        assert kept_sums(by) == "run_costs"
-    assert kept_sums(["run", "tool"]) == "ledger_calls"
+        assert kept(*two) == "daily_costs"
+    for by in (["run"], ["tag:customer"], ["tag:customer", "run"], ["agent", "tag:a", "tag:b"]):
+        assert kept(*by) == "run_totals"
+        assert kept(*by, since_day="2026-11-01") == "run_costs"
+    for by in (["tag:customer", "cause"], ["run", "day"]):
+        assert kept(*by) == "run_costs"
+    assert kept("run", "tool") == "ledger_calls"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 from sqlmodel import SQLModel
 
 import paidonce_models.tables  # noqa: F401  the tables register themselves
@@ -30,3 +31,21 @@ def test_each_migration_can_be_undone(database_url: str) -> None:
         command.downgrade(config, "base")
     upgrade(database)
     database.close()
+
+
+def test_totals_of_runs_begin_with_what_was_kept_before(database_url: str) -> None:
+    database = Database(database_url)
+    upgrade(database)
+    kept = "INSERT INTO run_costs (namespace, run_id, day, cause, root_run_id, agent, tags, calls, unpriced_calls, {}) "
+    kept += "VALUES ('default', 'r', '2026-11-01', '{}', 'r', 'a', '{{}}', {})"
+    with database.engine.connect().execution_options(paidonce_write=True) as connection, connection.begin():
+        config = _config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0007")
+        connection.execute(text(kept.format("input_tokens, cost_nanousd", "useful", "19, 1, 500, 70")))
+        connection.execute(text(kept.format("cost_nanousd", "failed", "1, 0, 5")))
+        command.upgrade(config, "0008")
+        columns = "run_id, agent, tags, calls, unpriced_calls, input_tokens, output_tokens, cost_nanousd"
+        found = connection.execute(text(f"SELECT {columns} FROM run_totals")).all()
+    database.close()
+    assert [tuple(row) for row in found] == [("r", "a", "{}", 20, 1, 500, None, 75)]

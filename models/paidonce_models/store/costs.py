@@ -59,7 +59,7 @@ class CostTable:
 
 def read_costs(connection: Connection, question: CostQuestion) -> CostTable:
     """The costs, from kept sums where there are any. One statement: its parts add up to its total."""
-    sql, parameters = cost_statement(question, kept_sums(question.by), connection.dialect.name)
+    sql, parameters = cost_statement(question, kept_sums(question), connection.dialect.name)
     rows, others, others_rows, total = [], None, 0, None
     for row in connection.execute(text(sql), parameters):
         if row.line == "row":

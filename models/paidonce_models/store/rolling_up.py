@@ -1,4 +1,4 @@
-"""Moving calls whose cause is final into the sums ``daily_costs`` and ``run_costs``.
+"""Moving calls whose cause is final into the sums ``daily_costs``, ``run_costs`` and ``run_totals``.
 
 A call's cause follows from its attempt's outcome and its root run's state. It is final once the root run and the
 call's own run have ended and the attempt's outcome is one that never changes: an attempt that is ``lost`` may still
@@ -50,7 +50,9 @@ _DAILY_KEY = {
 _RUN_COUNTS = ("calls", "unpriced_calls")
 _RUN_SUMS = (*_TOKENS, "cost_nanousd")
 _RUN_KEY = {name: name for name in ("namespace", "run_id", "day", "cause")}
-_RUN_CARRIED = {"root_run_id": "min(root_run_id)", "agent": "min(agent)", "tags": "min(tags)"}
+_TOTAL_KEY = {name: name for name in ("namespace", "run_id")}
+_TOTAL_CARRIED = {"agent": "min(agent)", "tags": "min(tags)"}
+_RUN_CARRIED = {"root_run_id": "min(root_run_id)"} | _TOTAL_CARRIED
 
 
 def _add_to(
@@ -70,9 +72,10 @@ def _add_to(
 
 _ADD_DAILY = _add_to("daily_costs", _DAILY_KEY, {}, _DAILY_COUNTS, _DAILY_SUMS)
 _ADD_RUNS = _add_to("run_costs", _RUN_KEY, _RUN_CARRIED, _RUN_COUNTS, _RUN_SUMS)
+_ADD_TOTALS = _add_to("run_totals", _TOTAL_KEY, _TOTAL_CARRIED, _RUN_COUNTS, _RUN_SUMS)
 _MARK = "UPDATE calls SET rolled_up = 1 WHERE (id, day) IN {chosen} AND rolled_up = 0"
 _STATEMENTS = {
-    dialect: [text(statement.format(chosen=chosen)) for statement in (_ADD_DAILY, _ADD_RUNS, _MARK)]
+    dialect: [text(statement.format(chosen=chosen)) for statement in (_ADD_DAILY, _ADD_RUNS, _ADD_TOTALS, _MARK)]
     for dialect, chosen in _CHOSEN.items()
 }
 

@@ -6,10 +6,11 @@ an advance consumes events and inserts ``steps``; a worker's claim inserts an
 ``payloads``, the money to ``calls`` and ``attempts``, and the next event.
 Recovery from a lost attempt writes ``avoided``. What a call costs is looked up
 in ``price_rows`` before the price list; once its cause is final it is counted in
-``daily_costs`` and ``run_costs``. Where ``budgets`` apply, the claim also writes
-``reservations`` and counts them in ``budget_accounts``, or the step goes to
-``held_steps``; where a circuit is open, it goes to ``parked_steps``. Times are integer microseconds since the epoch in
-UTC (``*_at_us``), read from the store's clock. Money is integer nano-dollars,
+``daily_costs``, ``run_costs`` and ``run_totals``. Where ``budgets`` apply, the
+claim also writes ``reservations`` and counts them in ``budget_accounts``, or the
+step goes to ``held_steps``; where a circuit is open, it goes to
+``parked_steps``. Times are integer microseconds since the epoch in UTC
+(``*_at_us``), read from the store's clock. Money is integer nano-dollars,
 unknown is NULL.
 """
 
@@ -21,7 +22,7 @@ from paidonce_models.tables.events import RunEvent
 from paidonce_models.tables.held_steps import HeldStep
 from paidonce_models.tables.payloads import Payload
 from paidonce_models.tables.price_rows import StoredPriceRow
-from paidonce_models.tables.rollups import DailyCost, RunCost
+from paidonce_models.tables.rollups import DailyCost, RunCost, RunTotal
 from paidonce_models.tables.runs import Run, RunAlias
 from paidonce_models.tables.steps import Step
 from paidonce_models.tables.workers import Sweep, Worker
@@ -40,6 +41,7 @@ __all__ = [
     "RunAlias",
     "RunCost",
     "RunEvent",
+    "RunTotal",
     "Step",
     "StoredBudget",
     "StoredPriceRow",

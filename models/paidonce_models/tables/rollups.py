@@ -1,4 +1,4 @@
-"""``daily_costs`` and ``run_costs``: sums of the calls whose cause cannot change any more.
+"""``daily_costs``, ``run_costs`` and ``run_totals``: sums of the calls whose cause cannot change any more.
 
 Each call is counted either here (``calls.rolled_up`` is 1) or by reading its own row (0), never in both: the marker
 is set in the transaction that adds the call to these sums (``store.rolling_up``). Never read one of these tables
@@ -51,6 +51,25 @@ class RunCost(SQLModel, table=True):
     day: str = Field(primary_key=True, max_length=10)
     cause: str = Field(primary_key=True, max_length=20)
     root_run_id: str = Field(max_length=36)
+    agent: str = Field(max_length=200)
+    tags: str = Field(sa_type=Text)
+    calls: int = Field(sa_type=BigInteger)
+    unpriced_calls: int = Field(sa_type=BigInteger)
+    input_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cache_read_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cache_write_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    output_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    reasoning_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class RunTotal(SQLModel, table=True):
+    """All settled calls of one run: what ``run_costs`` adds up to, for questions without a day or a cause."""
+
+    __tablename__ = "run_totals"
+
+    namespace: str = Field(primary_key=True, max_length=100)
+    run_id: str = Field(primary_key=True, max_length=36)
     agent: str = Field(max_length=200)
     tags: str = Field(sa_type=Text)
     calls: int = Field(sa_type=BigInteger)
