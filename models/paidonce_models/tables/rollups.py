@@ -12,7 +12,20 @@ from sqlalchemy import BigInteger, Text
 from sqlmodel import Field, SQLModel
 
 
-class DailyCost(SQLModel, table=True):
+class _Sums(SQLModel):
+    """What each table adds up."""
+
+    calls: int = Field(sa_type=BigInteger)
+    unpriced_calls: int = Field(sa_type=BigInteger)
+    input_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cache_read_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cache_write_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    output_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    reasoning_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class DailyCost(_Sums, table=True):
     """Settled calls of one UTC day that share agent, step, tool, model and cause.
 
     ``retry_calls`` are those of a second or later attempt, or sent again by the client's library (``http_retry``).
@@ -27,21 +40,13 @@ class DailyCost(SQLModel, table=True):
     tool: str = Field(primary_key=True, max_length=200)
     model: str = Field(primary_key=True, max_length=200)
     cause: str = Field(primary_key=True, max_length=20)
-    calls: int = Field(sa_type=BigInteger)
-    unpriced_calls: int = Field(sa_type=BigInteger)
     estimated_calls: int = Field(sa_type=BigInteger)
     missing_calls: int = Field(sa_type=BigInteger)
     retry_calls: int = Field(sa_type=BigInteger)
-    input_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_read_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_write_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    output_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    reasoning_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
     retry_cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class RunCost(SQLModel, table=True):
+class RunCost(_Sums, table=True):
     """Settled calls of one run and UTC day that share a cause; carries what a run is grouped by."""
 
     __tablename__ = "run_costs"
@@ -53,17 +58,9 @@ class RunCost(SQLModel, table=True):
     root_run_id: str = Field(max_length=36)
     agent: str = Field(max_length=200)
     tags: str = Field(sa_type=Text)
-    calls: int = Field(sa_type=BigInteger)
-    unpriced_calls: int = Field(sa_type=BigInteger)
-    input_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_read_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_write_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    output_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    reasoning_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class RunTotal(SQLModel, table=True):
+class RunTotal(_Sums, table=True):
     """All settled calls of one run: what ``run_costs`` adds up to, for questions without a day or a cause."""
 
     __tablename__ = "run_totals"
@@ -72,11 +69,3 @@ class RunTotal(SQLModel, table=True):
     run_id: str = Field(primary_key=True, max_length=36)
     agent: str = Field(max_length=200)
     tags: str = Field(sa_type=Text)
-    calls: int = Field(sa_type=BigInteger)
-    unpriced_calls: int = Field(sa_type=BigInteger)
-    input_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_read_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cache_write_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    output_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    reasoning_tokens: int | None = Field(default=None, sa_type=BigInteger)
-    cost_nanousd: int | None = Field(default=None, sa_type=BigInteger)
