@@ -3,8 +3,8 @@
 Owns how a paid call inside a step's body becomes a ``CallRecord``: who is
 asked (the current attempt's recorder, found through a context variable), what
 it costs (the worker's price book, as it is at that moment) and which tool it belongs to (the innermost
-one). Writes nothing to the store: the worker drains the recorder with each
-heartbeat and with the completion. Imports no prices before the first call is
+one). Writes nothing to the store: the worker flushes the recorder with each
+heartbeat and drains it with the completion. Imports no prices before the first call is
 recorded.
 
 Context variables follow ``async`` code and ``asyncio.to_thread``; in a worker
@@ -66,6 +66,8 @@ class CallRecorder:
         self._seen = SeenCalls()
         self._when_late: Callable[[], object] | None = None
         self._lock = threading.Lock()
+        self._flushes = 0
+        self._no_flush = threading.Condition(self._lock)
 
     def now_us(self) -> int:
         """The recorder's clock, for the start of a call."""
@@ -142,15 +144,40 @@ class CallRecorder:
         return record
 
     def drain(self) -> list[CallRecord]:
-        """Take every call recorded so far, oldest first; each is handed out once."""
+        """Take every call recorded so far, oldest first; each is handed out once. For whoever ends the attempt.
+
+        Waits for a flush that is under way: what it does not come to write belongs to the end of the attempt, and
+        what it writes is in the store before the attempt gives back what it has reserved.
+        """
+        with self._no_flush:
+            self._no_flush.wait_for(lambda: self._flushes == 0)
+            calls, self._calls = self._calls, []
+        return self._recorded(calls)
+
+    def begin_flush(self) -> list[CallRecord]:
+        """Take every call recorded so far to write it while the attempt goes on; ``end_flush`` must follow."""
         with self._lock:
             calls, self._calls = self._calls, []
-        return [call.record(self.priced) if isinstance(call, CapturedCall) else call for call in calls]
+            self._flushes += 1
+        try:
+            return self._recorded(calls)
+        except BaseException:
+            self.end_flush(calls, written=False)
+            raise
 
-    def give_back(self, calls: Sequence[CallRecord]) -> None:
-        """Put drained calls in front again, after a write that did not commit."""
+    def end_flush(self, calls: Sequence[CallRecord | CapturedCall], *, written: bool) -> None:
+        """What ``begin_flush`` gave is in the store; or it is not, and is put in front again."""
+        with self._no_flush:
+            if not written:
+                self._calls[:0] = calls
+            self._flushes -= 1
+            self._no_flush.notify_all()
+        self._tell_if_late()
+
+    def take_over(self, calls: Sequence[CallRecord]) -> None:
+        """Keep the calls that a child process has recorded and drained."""
         with self._lock:
-            self._calls[:0] = calls
+            self._calls += calls
         self._tell_if_late()
 
     def end(self, when_late: Callable[[], object]) -> None:
@@ -158,6 +185,9 @@ class CallRecorder:
         with self._lock:
             self._when_late = when_late
         self._tell_if_late()
+
+    def _recorded(self, calls: Sequence[CallRecord | CapturedCall]) -> list[CallRecord]:
+        return [call.record(self.priced) if isinstance(call, CapturedCall) else call for call in calls]
 
     def _keep(self, call: CallRecord | CapturedCall) -> None:
         if len(self._calls) >= self._max_calls:

@@ -110,6 +110,6 @@ def test_what_comes_after_the_end_is_told_and_can_be_drained() -> None:
         assert told == []
         ask()
         assert told == [1]
-        late = recorder.drain()
-        recorder.give_back(late)
+        late = recorder.begin_flush()
+        recorder.end_flush(late, written=False)
         assert (told, recorder.drain()) == ([1, 1], late)

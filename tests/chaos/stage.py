@@ -27,6 +27,7 @@ from tests.services.waiting import wait_until
 
 START_SECONDS = 60
 END_SECONDS = 120
+SHOWN_ROWS = 40
 
 ALL_AGENTS = "paidonce.drill.agents,tests.chaos.agents"
 WITH_FAULTS = f"{ALL_AGENTS},tests.chaos.faults"
@@ -139,7 +140,10 @@ class Stage:
                 self.restart_the_dead()
             return self.unfinished() == 0
 
-        wait_until(finished, f"all runs have ended; see the logs in {self.folder}", timeout)
+        try:
+            wait_until(finished, f"all runs have ended; see the logs in {self.folder}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.describe()}") from None
 
     # -- asking ----------------------------------------------------------------------
 
@@ -211,6 +215,24 @@ class Stage:
         """What the server and the store say about everything so far."""
         with self.client.database.read() as connection:
             return gather_evidence(connection, self.server.requests(), self.kills, namespace=self.settings.namespace)
+
+    def describe(self) -> str:
+        """What stands in the way of an end: for the message of a test that waited for it in vain."""
+        tables = {
+            "unfinished runs": "SELECT id, state, state_reason FROM runs "
+            "WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
+            "unfinished steps": "SELECT run_id, position, state, due_at_us - paidonce_now() FROM steps "
+            "WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
+            "attempts that were not accepted": "SELECT run_id, position, number, worker, outcome, cost_nanousd, error "
+            "FROM attempts WHERE outcome IS NULL OR outcome != 'accepted'",
+            "budget accounts": "SELECT * FROM budget_accounts",
+            "workers": "SELECT * FROM workers",
+        }
+        lines: list[str] = []
+        for name, query in tables.items():
+            rows = self.rows(query)
+            lines += [f"{name}: {len(rows)}", *("  " + " ".join(map(str, row)) for row in rows[:SHOWN_ROWS])]
+        return "\n".join([*lines, "the end of the logs:", *self.log().splitlines()[-SHOWN_ROWS:]])
 
     def log(self) -> str:
         """What all workers have written."""

@@ -46,13 +46,19 @@ def ledger(stage: Stage) -> int:
     return stage.count("SELECT coalesce(sum(cost_nanousd), 0) FROM calls")
 
 
+def spent_in_vain(stage: Stage) -> int:
+    """What lost attempts are known to have cost: a heartbeat wrote a finished call down before its worker died."""
+    return stage.count("SELECT coalesce(sum(cost_nanousd), 0) FROM attempts WHERE outcome != 'accepted'")
+
+
 def test_two_hundred_racing_runs_never_pass_a_budget(engines: Engines, make_stage: Callable[..., Stage]) -> None:
-    stage = make_stage(engines, **QUICK_LEASES)
+    often = {"heartbeat_seconds": "0.05"}  # many calls are written by a heartbeat while their step ends
+    stage = make_stage(engines, **{**QUICK_LEASES, **often})
     limit_calls(stage, 90)
     submit(stage, 200, 1)
     stage.start(concurrency=8)
     wait_until(lambda: stands_still(stage), "the budget is used up", 120)
-    assert len(stage.server.requests()) == 90
+    assert len(stage.server.requests()) == 90, stage.describe()
     assert account(stage) == (90 * CALL_NANOUSD, 0)
     assert stage.count("SELECT count(*) FROM runs WHERE state_reason = 'budget'") == 110
     limit_calls(stage, 200)
@@ -79,29 +85,29 @@ def test_a_worker_killed_at_any_commit_of_a_budget_leaves_it_right(
     markers.mkdir()
     faults = [[point, passages, "SIGKILL"] for point, passages in POINTS.items()]
     limit_calls(stage, 20)
-    submit(stage, 15, 4)
     stage.start(
         concurrency=4,
         modules=WITH_FAULTS,
         environment={"TEST_FAULTS": json.dumps(faults), "TEST_FAULTS_FOLDER": str(markers)},
     )
+    submit(stage, 15, 4)
     limit = 20
 
     def all_died() -> bool:
         nonlocal limit
         stage.restart_the_dead()
-        if limit < 60 and stands_still(stage):
+        if stands_still(stage):
             limit += 10
             limit_calls(stage, limit)
         return {marker.name for marker in markers.iterdir()} == POINTS.keys()
 
     wait_until(all_died, f"a worker has died at each point; see {markers}", 150)
-    limit_calls(stage, 60)
+    limit_calls(stage, 100)
     stage.wait_until_finished(restarting=True)
     stage.assert_all_succeeded(4)
     stage.assert_nothing_repeated()
     stage.assert_ledger_adds_up()
-    assert account(stage) == (ledger(stage), 0) == (60 * CALL_NANOUSD, 0)
+    assert account(stage) == (ledger(stage), 0) == (60 * CALL_NANOUSD + spent_in_vain(stage), 0)
 
 
 def test_killed_workers_take_no_money_with_them(some_engines: Engines, make_stage: Callable[..., Stage]) -> None:
@@ -117,12 +123,12 @@ def test_killed_workers_take_no_money_with_them(some_engines: Engines, make_stag
     wait_until(lambda: stands_still(stage), "the budget is used up", 120)
     assert account(stage) == (ledger(stage), 0)
     assert ledger(stage) == 60 * CALL_NANOUSD
-    limit_calls(stage, 120)
+    limit_calls(stage, 140)
     stage.wait_until_finished()
     stage.assert_all_succeeded(6)
     stage.assert_nothing_repeated()
     stage.assert_ledger_adds_up()
-    assert account(stage) == (ledger(stage), 0)
+    assert account(stage) == (ledger(stage), 0) == (120 * CALL_NANOUSD + spent_in_vain(stage), 0)
     assert (
         stage.count("SELECT count(*) FROM held_steps h JOIN steps s USING (run_id, position) WHERE s.state = 'held'")
         == 0

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 
@@ -186,10 +188,34 @@ def test_many_threads_lose_no_call(recorder: CallRecorder) -> None:
 
 def test_calls_of_a_failed_write_come_back_in_front(recorder: CallRecorder) -> None:
     first = record_usage(provider="first", cost_usd=1)
-    drained = recorder.drain()
+    flushed = recorder.begin_flush()
     second = record_usage(provider="second", cost_usd=1)
-    recorder.give_back(drained)
+    recorder.end_flush(flushed, written=False)
     assert recorder.drain() == [first, second]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_the_end_of_an_attempt_waits_for_a_flush_and_takes_what_it_did_not_write(
+    recorder: CallRecorder, written: bool
+) -> None:
+    call = record_usage(provider="p", cost_usd=1)
+    flushed = recorder.begin_flush()
+    with ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(recorder.drain)
+        with pytest.raises(TimeoutError):
+            drained.result(timeout=0.1)
+        recorder.end_flush(flushed, written=written)
+        assert drained.result(timeout=5) == ([] if written else [call])
+
+
+def test_a_flush_that_fails_as_it_begins_keeps_the_calls_and_holds_nobody_up(
+    recorder: CallRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = record_usage(provider="p", cost_usd=1)
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(recorder, "_recorded", Mock(side_effect=MemoryError))
+        recorder.begin_flush()
+    assert recorder.drain() == [call]
 
 
 def test_a_full_recorder_refuses_loudly() -> None:

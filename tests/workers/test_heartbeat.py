@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -13,7 +15,6 @@ from paidonce.usage import CallRecorder, current_recorder, recording_into
 from paidonce_models.errors import StoreUnreachable
 from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.sweeping import take_back
-from paidonce_models.usage import CallRecord
 from paidonce_workers.held_leases import HeldLease
 from tests.workers.stand import LEASE_SECONDS, Stand, StandWorker
 
@@ -196,17 +197,52 @@ def test_its_thread_outlives_errors_and_ends_when_told(stand: Stand, monkeypatch
     assert len(beats_made) == 4
 
 
-def test_a_recorder_gives_back_in_order() -> None:
-    recorder = CallRecorder()
-    with recording_into(recorder):
-        for tokens in (1, 2, 3):
-            record_usage(None, provider="p", model="m", input_tokens=tokens, output_tokens=0)
-    drained = recorder.drain()
-    with recording_into(recorder):
-        record_usage(None, provider="p", model="m", input_tokens=4, output_tokens=0)
-    recorder.give_back(drained)
-    assert [call.input_tokens for call in recorder.drain()] == [1, 2, 3, 4]
-    assert recorder.drain() == []
+def test_an_attempt_ends_after_the_heartbeat_that_writes_its_calls(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a worker that dies in between has finished a step of unknown cost, and its budget had room for more."""
+    transact = stand.database.transact
+    begun, done = threading.Event(), threading.Event()
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        if threading.current_thread() is not beating:
+            return transact(*args, **options)
+        begun.set()
+        done.wait(0.3)  # nothing sets it before the body has ended: the completion has had the time to be first
+        assert stand.attempts(runs[0])[0].outcome is None
+        return transact(*args, **options)
+
+    def beat_meanwhile(worker: StandWorker, run_id: str) -> None:
+        nonlocal beating
+        runs.append(run_id)
+        beating = threading.Thread(target=lambda: beats.append(worker.heartbeat.beat()))
+        monkeypatch.setattr(stand.database, "transact", slowly)
+        beating.start()
+        assert begun.wait(5)
+
+    runs: list[str] = []
+    beats: list[None] = []
+    beating = threading.current_thread()
+    _, run_id = run_with(stand, spend, beat_meanwhile)
+    beating.join()
+    assert beats == [None]
+    (attempt,) = stand.attempts(run_id)
+    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("accepted", 1, 1_000_000)
+
+
+def test_an_attempt_that_ends_while_a_heartbeat_looks_is_flushed_once(stand: Stand) -> None:
+    worker, run_id = run_with(stand, spend)
+    lease = HeldLease(key=LeaseKey(run_id, 1, 1), step_name="beaten.work", recorder=CallRecorder())
+    worker.held.add(lease)
+    with recording_into(lease.recorder):
+        spend()
+    all_held = worker.held.all()
+    worker.held.remove(lease.key)
+    with patch.object(worker.held, "all", return_value=all_held):
+        worker.heartbeat.beat()
+    assert lease.recorder.drain() == []
+    (attempt,) = stand.attempts(run_id)
+    assert (attempt.calls, attempt.cost_nanousd) == (2, 2_000_000)
 
 
 def test_a_call_that_ends_after_its_attempt_is_written_with_the_next_heartbeat(stand: Stand) -> None:
@@ -243,16 +279,17 @@ def test_a_late_call_is_kept_while_the_store_is_away_and_written_when_the_worker
     assert attempt.calls == 1
 
 
-def test_what_a_failed_heartbeat_gives_back_to_an_attempt_that_has_ended_is_not_lost(stand: Stand) -> None:
-    worker, run_id = run_with(stand, spend, lambda worker, _: drained.extend(worker.held.all()[0].recorder.drain()))
-    lease_recorder = CallRecorder()
-    lease = HeldLease(key=LeaseKey(run_id, 1, 1), step_name="beaten.work", recorder=lease_recorder)
+def test_what_a_failed_heartbeat_gives_back_to_an_attempt_that_has_ended_is_not_lost(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, run_id = run_with(stand)
+    lease = HeldLease(key=LeaseKey(run_id, 1, 1), step_name="beaten.work", recorder=CallRecorder())
     worker.held.add(lease)
     worker.held.remove(lease.key)
-    lease_recorder.give_back(drained)
+    with recording_into(lease.recorder):
+        spend()
+    with store_away(stand, monkeypatch), pytest.raises(StoreUnreachable):
+        worker.heartbeat.beat()
     worker.heartbeat.beat()
     (attempt,) = stand.attempts(run_id)
     assert attempt.calls == 1
-
-
-drained: list[CallRecord] = []

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import Connection
 
@@ -24,6 +26,9 @@ from paidonce_workers.held_leases import HeldLease, HeldLeases
 from paidonce_workers.interrupt import Reason
 
 log = logging.getLogger(__name__)
+
+Calls = dict[LeaseKey, list[CallRecord]]
+"""What a heartbeat writes of each attempt."""
 
 
 class Heartbeat:
@@ -64,8 +69,8 @@ class Heartbeat:
         late = self._held.take_late()
         if late:
             try:
-                drained = {lease.key: lease.recorder.drain() for lease in late}
-                self._database.transact(lambda connection: self._insert(connection, late, drained))
+                with _flushing(late) as calls:
+                    self._database.transact(lambda connection: _insert(connection, late, calls))
             except StoreError as error:
                 log.warning(
                     "calls of %d ended attempts were not written: %s",
@@ -95,16 +100,11 @@ class Heartbeat:
         late = self._held.take_late()
         if not held and not late and self._registered_as is None:
             return
-        spending = [*held, *late]
-        drained = {lease.key: lease.recorder.drain() for lease in spending}
-        try:
+        spending = list({lease.key: lease for lease in (*held, *late)}.values())  # one may have ended in between
+        with _flushing(spending) as calls:
             states = self._database.transact(
-                lambda connection: self._write(connection, held, spending, drained), urgent=True
+                lambda connection: self._write(connection, held, spending, calls), urgent=True
             )
-        except BaseException:
-            for lease in spending:
-                lease.recorder.give_back(drained[lease.key])
-            raise
         for lease in held:
             state = states.get(lease.key)
             if state in ("running", "unknown") or not self._held.holds(lease.key):
@@ -124,29 +124,47 @@ class Heartbeat:
         connection: Connection,
         held: list[HeldLease],
         spending: list[HeldLease],
-        drained: dict[LeaseKey, list[CallRecord]],
+        calls: Calls,
     ) -> dict[LeaseKey, str]:
         states = renew_leases(
             connection, worker=self._worker, held=[lease.key for lease in held], lease_us=self._lease_us
         )
-        self._insert(connection, spending, drained)
+        _insert(connection, spending, calls)
         if self._registered_as is not None:
             worker_seen(connection, self._registered_as)
         return states
 
-    def _insert(
-        self, connection: Connection, leases: list[HeldLease], drained: dict[LeaseKey, list[CallRecord]]
-    ) -> None:
-        insert_calls_of(
-            connection,
-            [
-                NewCalls(
-                    run_id=lease.key.run_id,
-                    position=lease.key.position,
-                    attempt=lease.key.attempt,
-                    step=lease.step_name,
-                    records=drained[lease.key],
-                )
-                for lease in leases
-            ],
-        )
+
+@contextmanager
+def _flushing(leases: Sequence[HeldLease]) -> Iterator[Calls]:
+    """The finished calls of these attempts, while the block writes them; an error in it puts them back.
+
+    No attempt of them ends meanwhile: its end waits for what is written here, or takes it along.
+    """
+    calls: Calls = {}
+    written = False
+    try:
+        for lease in leases:
+            calls[lease.key] = lease.recorder.begin_flush()
+        yield calls
+        written = True
+    finally:
+        for lease in leases:
+            if lease.key in calls:
+                lease.recorder.end_flush(calls[lease.key], written=written)
+
+
+def _insert(connection: Connection, leases: Sequence[HeldLease], calls: Calls) -> None:
+    insert_calls_of(
+        connection,
+        [
+            NewCalls(
+                run_id=lease.key.run_id,
+                position=lease.key.position,
+                attempt=lease.key.attempt,
+                step=lease.step_name,
+                records=calls[lease.key],
+            )
+            for lease in leases
+        ],
+    )

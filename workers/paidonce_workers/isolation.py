@@ -82,7 +82,7 @@ def run_in_child(
             f"step {claim.position} ({claim.name}) of run {claim.run_id} killed the process it ran alone in ({how})"
         )
     kind, value, calls = pickle.loads(answer)
-    recorder.give_back(list(calls))
+    recorder.take_over(calls)
     if kind == "error":
         raise ChildError(*value)
     result: bytes = value

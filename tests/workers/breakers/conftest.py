@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paidonce_workers.breakers import CircuitBreakers, Failure
+from paidonce_workers.breakers import CircuitBreakers, Failure, deciding
 from tests.services.availability import service_missing
 from tests.services.valkey import RedisServer
 
@@ -77,3 +77,9 @@ def make_breakers(namespace: str) -> Iterator[MakeBreakers]:
 def breakers(circuit_server: RedisServer, make_breakers: MakeBreakers) -> CircuitBreakers:
     """One process's breakers."""
     return make_breakers(circuit_server.url())
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is given longer than a call may wait: for tests of what it decides, on a machine that may be busy."""
+    monkeypatch.setattr(deciding, "LIMIT_SECONDS", 20.0)

@@ -40,6 +40,8 @@ from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers, by_type
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 POLICY = BreakerPolicy(consecutive_failures=3, open_base_seconds=60, open_jitter=0)
 QUICK = replace(POLICY, open_base_seconds=0.05, open_cap_seconds=0.05)
 DOWN = failure({"http:503"})
@@ -674,8 +676,9 @@ def test_an_address_that_cannot_be_read_is_named_with_its_setting_and_without_it
 FORKING_PROGRAM = """
 import os, sys, threading
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import CircuitBreakers, Failure, failure
+from paidonce_workers.breakers import CircuitBreakers, Failure, deciding, failure
 
+deciding.LIMIT_SECONDS = deciding.BY_HAND_SECONDS = 20.0  # busy is not away
 breakers = CircuitBreakers(sys.argv[1], namespace=sys.argv[2], classify=lambda error: Failure(kinds=frozenset()))
 policy = BreakerPolicy(consecutive_failures=10**6, min_calls=10**6)
 stopping = threading.Event()
