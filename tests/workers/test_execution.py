@@ -271,6 +271,7 @@ def test_an_uncertain_outcome_waits_for_a_person(stand: Stand) -> None:
     run_id = stand.submit(executes_once)
 
     def run_out_of_time() -> None:
+        spend()
         worker.deadlines.fall_due()
 
     during["once"] = run_out_of_time
@@ -280,7 +281,8 @@ def test_an_uncertain_outcome_waits_for_a_person(stand: Stand) -> None:
     run = stand.run(run_id)
     assert (run.state, run.state_reason) == (RunState.WAITING, "unknown_outcome")
     worker.executor.execute(run_id, 1)
-    assert len(stand.attempts(run_id)) == 1
+    (attempt,) = stand.attempts(run_id)
+    assert (attempt.calls, attempt.cost_nanousd) == (1, 2_000_000)
 
 
 def test_a_step_that_is_not_held_is_handed_back(stand: Stand) -> None:

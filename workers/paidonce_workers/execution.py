@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from paidonce_models.store.leases import LeaseKey, hand_back, mark_unknown
 from paidonce_models.store.ledger import insert_calls
 from paidonce_models.store.messages import Message, StepMessage
 from paidonce_models.store.sweeping import take_back
+from paidonce_models.usage import CallRecord
 from paidonce_workers.attempt import Attempt, key_of
 from paidonce_workers.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
 from paidonce_workers.breakers import SUCCESS
@@ -288,11 +289,7 @@ class Executor:
             result = split(result_json, memory=self._memory, limit_bytes=self._settings.max_payload_bytes)
         except BodyTimedOut as error:
             if declaration.delivery == "at_most_once":
-                described = error.to_json()
-                self._patiently(
-                    lambda: self._database.transact(lambda c: mark_unknown(c, key, error=described)),
-                    f"the time-out of step {claim.position} of run {claim.run_id}",
-                )
+                self._leave_unknown(claim, error, attempt.take_calls(self._circuits))
                 return None
             return self._failures.completion_of(attempt, error, AttemptOutcome.TIMED_OUT, TimeoutError(str(error)))
         except BodyCancelled as error:
@@ -357,19 +354,12 @@ class Executor:
         )
 
     def _hand_back(self, claim: Claim, reason: str, recorder: CallRecorder) -> None:
-        key = LeaseKey(claim.run_id, claim.position, claim.attempt)
+        key = key_of(claim)
         calls = recorder.drain()
 
         def write(connection: Connection) -> StepMessage | None:
             message = hand_back(connection, key, reason=reason)
-            insert_calls(
-                connection,
-                run_id=claim.run_id,
-                position=claim.position,
-                attempt=claim.attempt,
-                step=claim.name,
-                records=calls,
-            )
+            _insert_calls(connection, claim, calls)
             return message
 
         message = self._patiently(
@@ -377,6 +367,15 @@ class Executor:
         )
         if message is not None:
             self._publisher.publish([message])
+
+    def _leave_unknown(self, claim: Claim, error: BodyTimedOut, calls: Sequence[CallRecord]) -> None:
+        def write(connection: Connection) -> None:
+            mark_unknown(connection, key_of(claim), error=error.to_json())
+            _insert_calls(connection, claim, calls)
+
+        self._patiently(
+            lambda: self._database.transact(write), f"the time-out of step {claim.position} of run {claim.run_id}"
+        )
 
     def _lose(self, key: LeaseKey, error: ChildDied) -> None:
         message = self._patiently(
@@ -412,3 +411,14 @@ class Executor:
         self._soon.wake_run(claim.run_id, result.wake_at_us)
         if result.outcome is Advanced.NOT_HELD:
             self._soon.hand_on_advance(claim.run_id)
+
+
+def _insert_calls(connection: Connection, claim: Claim, calls: Sequence[CallRecord]) -> None:
+    insert_calls(
+        connection,
+        run_id=claim.run_id,
+        position=claim.position,
+        attempt=claim.attempt,
+        step=claim.name,
+        records=calls,
+    )
