@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from paidonce_models.store.claims import Claim, claim_step
 from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.sweeping import take_back
 from paidonce_workers.interrupt import Reason
+from paidonce_workers.isolation import TELL_SECONDS
 from tests.services.waiting import wait_until
 from tests.workers.stand import LEASE_SECONDS, Stand
 
@@ -65,6 +67,20 @@ def dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@step(name="isolated.spends_and_dies")
+def spends_and_dies() -> None:
+    record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.003")
+    time.sleep(TELL_SECONDS * 1.5)
+    record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.004")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@step(name="isolated.leaves_a_thread")
+def leaves_a_thread() -> str:
+    threading.Thread(target=threading.Event().wait).start()
+    return "done"
+
+
 @step(name="isolated.hangs")
 def hangs() -> None:
     Path(os.environ[STARTED]).write_text(str(os.getpid()))
@@ -80,12 +96,14 @@ async def isolates(name: str) -> Any:
         "wavers": wavers,
         "asks": asks,
         "dies": dies,
+        "spends_and_dies": spends_and_dies,
+        "leaves_a_thread": leaves_a_thread,
         "hangs": hangs,
     }
     return await calls[name]()
 
 
-DECLARATIONS = (isolates, process, async_process, fails, wavers, asks, dies, hangs)
+DECLARATIONS = (isolates, process, async_process, fails, wavers, asks, dies, spends_and_dies, leaves_a_thread, hangs)
 
 
 @pytest.fixture
@@ -176,6 +194,19 @@ def test_a_body_that_kills_its_process_loses_the_attempt_and_no_worker(stand: St
     assert stand.steps(run_id)[0].state == "failed"
     stand.serve(worker)
     assert stand.run(run_id).state == "failed"
+
+
+def test_what_a_body_spent_a_second_before_it_killed_its_process_is_known(stand: Stand) -> None:
+    run_id = lost_twice(stand, "spends_and_dies")
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("lost", 1, 3_000_000)
+
+
+def test_a_thread_that_the_body_leaves_behind_does_not_hold_its_result(stand: Stand) -> None:
+    run_id = lost_twice(stand, "leaves_a_thread")
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    assert stand.run(run_id).result == b'"done"'
 
 
 def test_an_interrupt_ends_the_child(stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,6 @@ class Executor:
         self, claim: Claim, declaration: AnyStep | None, recorder: CallRecorder, gate: Gate, claimed: float
     ) -> Completion | None:
         """Run the body; what it came to, or ``None`` where the step was handed on otherwise."""
-        key = key_of(claim)
         if declaration is None:
             self._hand_back(claim, f"this worker does not hold {claim.name}", recorder)
             return None
@@ -307,7 +306,7 @@ class Executor:
                 refused_calls=attempt.circuits.refused_calls,
             )
         except ChildDied as error:
-            self._lose(key, error)
+            self._lose(claim, error, attempt.take_calls(self._circuits))
             return None
         except Exception as error:  # noqa: BLE001 - whatever user code raises is the step's failure
             return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
@@ -377,12 +376,14 @@ class Executor:
             lambda: self._database.transact(write), f"the time-out of step {claim.position} of run {claim.run_id}"
         )
 
-    def _lose(self, key: LeaseKey, error: ChildDied) -> None:
+    def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
+        def write(connection: Connection) -> Message | None:
+            message = take_back(connection, key_of(claim), why=error.message, anyway=True)
+            _insert_calls(connection, claim, calls)
+            return message
+
         message = self._patiently(
-            lambda: self._database.transact(
-                lambda connection: take_back(connection, key, why=error.message, anyway=True)
-            ),
-            f"the loss of step {key.position} of run {key.run_id}",
+            lambda: self._database.transact(write), f"the loss of step {claim.position} of run {claim.run_id}"
         )
         if message is not None:
             self._publisher.publish([message])

@@ -22,7 +22,7 @@ from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
 from tests.workers.breakers.prober import POLICY
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300), pytest.mark.usefixtures("patient")]
 
 ROOT = Path(__file__).parents[3]
 PROCESSES = 16

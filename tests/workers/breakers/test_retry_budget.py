@@ -18,6 +18,8 @@ from tests.services.valkey import RedisServer
 from tests.workers.breakers.conftest import MakeBreakers
 from tests.workers.breakers.oracle import START_US, Clock
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 BUDGET = RetryBudgetPolicy(ratio=0.1, floor_per_second=1.0)
 SECOND_US = 1_000_000
 FLEET = 3
