@@ -202,13 +202,13 @@ def test_an_attempt_ends_after_the_heartbeat_that_writes_its_calls(
 ) -> None:
     """Or a worker that dies in between has finished a step of unknown cost, and its budget had room for more."""
     transact = stand.database.transact
-    begun, done = threading.Event(), threading.Event()
+    begun = threading.Event()
 
     def slowly(*args: Any, **options: Any) -> Any:
         if threading.current_thread() is not beating:
             return transact(*args, **options)
         begun.set()
-        done.wait(0.3)  # nothing sets it before the body has ended: the completion has had the time to be first
+        threading.Event().wait(0.3)  # the body ends meanwhile: its completion has the time to be first
         assert stand.attempts(runs[0])[0].outcome is None
         return transact(*args, **options)
 
