@@ -146,8 +146,8 @@ class CallRecorder:
     def drain(self) -> list[CallRecord]:
         """Take every call recorded so far, oldest first; each is handed out once. For whoever ends the attempt.
 
-        Waits for a flush that is under way: what it does not come to write belongs to the end of the attempt, and
-        what it writes is in the store before the attempt gives back what it has reserved.
+        Waits while calls of it are being flushed: what that does not come to write belongs to the end of the attempt,
+        and what it writes is in the store before the attempt gives back what it has reserved.
         """
         with self._no_flush:
             self._no_flush.wait_for(lambda: self._flushes == 0)
@@ -158,7 +158,7 @@ class CallRecorder:
         """Take every call recorded so far to write it while the attempt goes on; ``end_flush`` must follow."""
         with self._lock:
             calls, self._calls = self._calls, []
-            self._flushes += 1
+            self._flushes += bool(calls)
         try:
             return self._recorded(calls)
         except BaseException:
@@ -166,11 +166,11 @@ class CallRecorder:
             raise
 
     def end_flush(self, calls: Sequence[CallRecord | CapturedCall], *, written: bool) -> None:
-        """What ``begin_flush`` gave is in the store; or it is not, and is put in front again."""
+        """What ``begin_flush`` gave, all of it, is in the store; or it is not, and is put in front again."""
         with self._no_flush:
             if not written:
                 self._calls[:0] = calls
-            self._flushes -= 1
+            self._flushes -= bool(calls)
             self._no_flush.notify_all()
         self._tell_if_late()
 

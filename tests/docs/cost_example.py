@@ -90,8 +90,7 @@ class Company:
         if crashes:
             claim = self._claim(run_id, position)
             early = [self._llm("claude-sonnet-4-5", 1_000, 100, 4_500_000)]
-            where = {"run_id": run_id, "position": position, "attempt": claim.attempt, "step": name}
-            self.store.transact(insert_calls, **where, records=self._dated(claim, early))
+            self.store.transact(insert_calls, claim=claim, records=self._dated(claim, early))
             self.store.clock.move(30 * SECOND_US)
             self.store.transact(take_back, key_of(claim), why="worker not heard of for 30 s", anyway=True)
         claim = self._claim(run_id, position)

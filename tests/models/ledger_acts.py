@@ -74,14 +74,7 @@ class Lives:
         """A heartbeat writes calls of a step under way."""
         if self.held:
             claim = self.random.choice(self.held)
-            self.store.transact(
-                insert_calls,
-                run_id=claim.run_id,
-                position=claim.position,
-                attempt=claim.attempt,
-                step=claim.name,
-                records=self.calls(claim),
-            )
+            self.store.transact(insert_calls, claim=claim, records=self.calls(claim))
 
     def succeed(self) -> None:
         """A step ends well."""

@@ -100,8 +100,7 @@ def test_a_zombie_that_reports_after_its_run_was_rolled_up_is_fenced(store: Stor
     store.transact(take_back, key_of(zombie), why="gone", anyway=True)
     store.complete(replace(success(store.claimed(run_id)), calls=[call(1)]))
     store.advance(run_id, end=succeeded())
-    where = {"run_id": run_id, "position": 1, "attempt": zombie.attempt, "step": zombie.name}
-    store.transact(insert_calls, **where, records=[call(2)])
+    store.transact(insert_calls, claim=zombie, records=[call(2)])
     assert roll(store) == 1
     assert costs(store, "cause") == {"useful": 1, "lost": 2}
     store.complete(replace(success(zombie), calls=[call(4)]))
@@ -193,8 +192,7 @@ def test_a_lost_attempt_may_be_billed_for_what_the_step_costs_otherwise(store: S
         store.advance(run_id, steps=1, name=name)
         claim = store.claimed(run_id)
         if recorded is not None:
-            where = {"run_id": run_id, "position": 1, "attempt": 1, "step": name}
-            store.transact(insert_calls, **where, records=[call(recorded)])
+            store.transact(insert_calls, claim=claim, records=[call(recorded)])
         store.transact(take_back, key_of(claim), why="gone", anyway=True)
     columns = "step, recorded_nanousd, basis_nanousd, estimate_nanousd"
     assert view(store, "possibly_billed", columns, "1, 2") == [

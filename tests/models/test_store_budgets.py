@@ -88,10 +88,9 @@ def test_a_heartbeat_takes_what_is_spent_from_what_is_reserved(store: Store) -> 
     store.maxima[STEP] = Maxima(nanousd=4_000)
     limit(store, 10_000)
     claim = store.claimed(store.running())
-    flush = {"run_id": claim.run_id, "position": 1, "attempt": 1, "step": claim.name}
-    store.transact(insert_calls, **flush, records=[paid_call(claim)])
+    store.transact(insert_calls, claim=claim, records=[paid_call(claim)])
     assert account(store) == (PRICE_NANOUSD, 4_000 - PRICE_NANOUSD)
-    store.transact(insert_calls, **flush, records=[paid_call(claim)])
+    store.transact(insert_calls, claim=claim, records=[paid_call(claim)])
     assert account(store) == (2 * PRICE_NANOUSD, 0)  # dearer than declared: what is over is spent, not reserved
     store.complete(replace(success(claim), calls=[]))
     assert account(store) == (2 * PRICE_NANOUSD, 0)

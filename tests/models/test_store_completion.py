@@ -231,9 +231,8 @@ def test_calls_that_a_heartbeat_wrote_are_not_written_again(store: Store) -> Non
     run_id = store.running()
     claim = store.claimed(run_id)
     early, late = paid_call(claim), paid_call(claim)
-    where = {"run_id": run_id, "position": 1, "attempt": 1, "step": claim.name}
     for _ in range(2):
-        store.transact(insert_calls, **where, records=[early])
+        store.transact(insert_calls, claim=claim, records=[early])
     completion = Completion(
         claim=claim, worker="w1", outcome=AttemptOutcome.ACCEPTED, result=success(claim).result, calls=[early, late]
     )

@@ -248,16 +248,7 @@ class Fleet:
 
         def act() -> None:
             message = self.database.transact(lambda connection: hand_back(connection, execution.key, reason="stopping"))
-            self.database.transact(
-                lambda connection: insert_calls(
-                    connection,
-                    run_id=claim.run_id,
-                    position=claim.position,
-                    attempt=claim.attempt,
-                    step=claim.name,
-                    records=completion.calls,
-                )
-            )
+            self.database.transact(lambda connection: insert_calls(connection, claim, completion.calls))
             self.reported.append(completion)
             self._publish([] if message is None else [message])
 

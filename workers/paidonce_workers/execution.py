@@ -358,7 +358,7 @@ class Executor:
 
         def write(connection: Connection) -> StepMessage | None:
             message = hand_back(connection, key, reason=reason)
-            _insert_calls(connection, claim, calls)
+            insert_calls(connection, claim, calls)
             return message
 
         message = self._patiently(
@@ -370,7 +370,7 @@ class Executor:
     def _leave_unknown(self, claim: Claim, error: BodyTimedOut, calls: Sequence[CallRecord]) -> None:
         def write(connection: Connection) -> None:
             mark_unknown(connection, key_of(claim), error=error.to_json())
-            _insert_calls(connection, claim, calls)
+            insert_calls(connection, claim, calls)
 
         self._patiently(
             lambda: self._database.transact(write), f"the time-out of step {claim.position} of run {claim.run_id}"
@@ -379,7 +379,7 @@ class Executor:
     def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
         def write(connection: Connection) -> Message | None:
             message = take_back(connection, key_of(claim), why=error.message, anyway=True)
-            _insert_calls(connection, claim, calls)
+            insert_calls(connection, claim, calls)
             return message
 
         message = self._patiently(
@@ -412,14 +412,3 @@ class Executor:
         self._soon.wake_run(claim.run_id, result.wake_at_us)
         if result.outcome is Advanced.NOT_HELD:
             self._soon.hand_on_advance(claim.run_id)
-
-
-def _insert_calls(connection: Connection, claim: Claim, calls: Sequence[CallRecord]) -> None:
-    insert_calls(
-        connection,
-        run_id=claim.run_id,
-        position=claim.position,
-        attempt=claim.attempt,
-        step=claim.name,
-        records=calls,
-    )

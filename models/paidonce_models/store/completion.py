@@ -205,14 +205,7 @@ def _settle_refused(connection: Connection, completion: Completion, seq: int | N
 def _settle_money(connection: Connection, completion: Completion, *, accepted: bool | None = None) -> None:
     """Write what the attempt has spent and give back what it has reserved besides."""
     claim = completion.claim
-    insert_calls(
-        connection,
-        run_id=claim.run_id,
-        position=claim.position,
-        attempt=claim.attempt,
-        step=claim.name,
-        records=completion.calls,
-    )
+    insert_calls(connection, claim, completion.calls)
     count_refusals(connection, run_id=claim.run_id, position=claim.position, calls=completion.refused_calls)
     if claim.has_reservations:
         release(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
 
+from paidonce_models.store.claims import Claim
 from paidonce_models.store.spending import Spent, charge
 from paidonce_models.tables import Call
 from paidonce_models.usage import CallRecord
@@ -71,21 +72,12 @@ class NewCalls:
     records: Sequence[CallRecord]
 
 
-def insert_calls(
-    connection: Connection,
-    *,
-    run_id: str,
-    position: int,
-    attempt: int,
-    step: str,
-    records: Sequence[CallRecord],
-) -> None:
-    """``insert_calls_of`` for one attempt."""
-    if records:
-        insert_calls_of(
-            connection,
-            [NewCalls(run_id=run_id, position=position, attempt=attempt, step=step, records=records)],
-        )
+def insert_calls(connection: Connection, claim: Claim, records: Sequence[CallRecord]) -> None:
+    """``insert_calls_of`` for the attempt of one claim."""
+    new = NewCalls(
+        run_id=claim.run_id, position=claim.position, attempt=claim.attempt, step=claim.name, records=records
+    )
+    insert_calls_of(connection, [new])
 
 
 def insert_calls_of(connection: Connection, attempts: Sequence[NewCalls]) -> None:
