@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.services.databases",
     "tests.services.leaks",
     "tests.services.postgres",
+    "tests.services.pgbouncer",  # imports the one above, whose asserts are rewritten first
     "tests.services.rabbitmq",
     "tests.services.valkey",
 ]

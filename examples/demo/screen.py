@@ -95,7 +95,7 @@ class Screen:
         if step.is_finished:
             return "paid", "green"
         if step.state is StepState.RUNNING and before_kill:
-            return "cut off; its lease runs out", "bold red"
+            return "cut off; its worker is dead", "bold red"
         if step.state is StepState.RUNNING and step.attempts > 1:
             return f"asking the model, attempt {step.attempts}", "yellow"
         if step.state is StepState.RUNNING:

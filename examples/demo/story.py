@@ -99,7 +99,7 @@ class Story:
         names = ", ".join(step.label for step in cut_off if step.is_paid) or "nothing, between two calls"
         self._screen.say(f"SIGKILL to worker 1 (process {worker.pid}), in the middle of: {names}", "bold red")
         successor = start_worker(self._stage, "worker 2", self._servers)
-        self._screen.say(f"Worker 2 is process {successor.pid}. It waits until the lease of the cut-off step runs out.")
+        self._screen.say(f"Worker 2 is process {successor.pid}. It sees that worker 1 is dead and takes its step.")
         positions = {step.position for step in cut_off}
         self._watch(successor, "the recovery", lambda steps: _are_claimed_again(steps, positions))
         waited = (datetime.now(UTC) - killed_at).total_seconds()

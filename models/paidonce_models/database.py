@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
@@ -85,6 +85,12 @@ class Database:
         self._autocommit: Engine | None = None
         if not self.is_sqlite and clock_us is None:
             self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @property
+    def file(self) -> Path | None:
+        """Where an SQLite store lies; ``None`` for PostgreSQL and for a store in memory."""
+        path = self.url.database
+        return Path(path) if self.is_sqlite and path not in (None, "", ":memory:") else None
 
     def __repr__(self) -> str:
         return f"Database({self.url.render_as_string(hide_password=True)})"
@@ -250,6 +256,16 @@ class Database:
                 "check PAIDONCE_DATABASE_URL and that the server runs; nothing was lost"
             )
         return error
+
+    def detached_connection(self) -> Any:
+        """A connection of the driver's own that the pool knows nothing of; whoever takes it closes it."""
+        try:
+            pooled = self.engine.raw_connection()
+        except (DBAPIError, PoolTimeout) as error:
+            raise self._translated(error) from error
+        connection = pooled.dbapi_connection
+        pooled.detach()
+        return connection
 
     def now_us(self) -> int:
         """The store's clock."""

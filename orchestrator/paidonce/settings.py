@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=10, gt=0, allow_inf_nan=False, description="How long a step belongs to a worker that is not heard of."
     )
+    frozen_seconds: float = Field(
+        default=60,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a step belongs to a process that is known to live and is not heard of: it computes, or "
+        "is stopped. Never less than the lease.",
+    )
     heartbeat_seconds: float = Field(
         default=3, gt=0, allow_inf_nan=False, description="How often a worker renews its leases."
     )

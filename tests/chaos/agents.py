@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -69,3 +70,16 @@ async def capped(server: str, steps: int, latency_ms: float) -> int:
     for number in range(steps):
         await capped_call(server, number, latency_ms, 50)
     return steps
+
+
+@step
+def compute(seconds: float) -> float:
+    """Holds the GIL for so long, as a regular expression or a C extension may."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    return seconds
+
+
+@agent
+async def computing(seconds: float) -> float:
+    """Awaits the step above."""
+    return await compute(seconds)

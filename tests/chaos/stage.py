@@ -32,7 +32,7 @@ SHOWN_ROWS = 40
 ALL_AGENTS = "paidonce.drill.agents,tests.chaos.agents"
 WITH_FAULTS = f"{ALL_AGENTS},tests.chaos.faults"
 
-QUICK_LEASES = {"lease_seconds": "3", "heartbeat_seconds": "0.7", "sweep_seconds": "0.5"}
+QUICK_LEASES = {"lease_seconds": "3", "frozen_seconds": "4", "heartbeat_seconds": "0.7", "sweep_seconds": "0.5"}
 """For tests in which leases run out often and their length is not what is tested."""
 
 
@@ -70,7 +70,7 @@ class Stage:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         self.kills: list[Kill] = []
         self.handles: list[RunHandle] = []
-        self._environment = {f"PAIDONCE_{name.upper()}": value for name, value in given.items()}
+        self.environment = {f"PAIDONCE_{name.upper()}": value for name, value in given.items()}
         database = Database(self.settings.database_url, pool_size=1)
         upgrade(database)
         database.close()
@@ -89,7 +89,7 @@ class Stage:
     ) -> Fleet:
         """Start the fleet and wait until all of it takes part."""
         self.fleet = Fleet(
-            environment={**self._environment, "PYTHONWARNINGS": "ignore", **(environment or {})},
+            environment={**self.environment, "PYTHONWARNINGS": "ignore", **(environment or {})},
             folder=self.folder,
             size=workers,
             concurrency=concurrency,

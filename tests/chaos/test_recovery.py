@@ -1,4 +1,7 @@
-"""How soon a step goes on after its worker was killed, and after its broker or its store was away."""
+"""A step goes on after its worker was killed, long before its lease would run out.
+
+How soon is measured by ``python -m benchmarks.recovery``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from tests.chaos.engines import Engines
 from tests.chaos.stage import Stage
 from tests.services.waiting import wait_until
 
-RECOVERED_WITHIN_SECONDS = 15.0
+RECOVERED_WITHIN_SECONDS = 8.0
+ONLY_DEATH_TELLS = {"lease_seconds": "600", "frozen_seconds": "600"}
 RUNS = 12
 
 MakeStage = Callable[..., Stage]
@@ -33,10 +37,8 @@ def held_by(stage: Stage, pids: set[int]) -> int:
     return sum(attempt.pid in pids for attempt in stage.under_way())
 
 
-def test_the_sweeping_worker_is_killed_and_its_steps_go_on_within_15_seconds(
-    engines: Engines, make_stage: MakeStage
-) -> None:
-    stage = make_stage(engines)
+def test_the_sweeping_worker_is_killed_and_its_steps_go_on(engines: Engines, make_stage: MakeStage) -> None:
+    stage = make_stage(engines, **ONLY_DEATH_TELLS)
     fleet = stage.start(concurrency=2 * RUNS)
     stage.submit(RUNS, steps=4, latency_ms=1500)
 
@@ -53,10 +55,10 @@ def test_the_sweeping_worker_is_killed_and_its_steps_go_on_within_15_seconds(
     assert_recovered_in_time(stage, least=1)
 
 
-def test_a_killed_child_or_parent_of_a_prefork_worker_is_recovered_from_in_15_seconds(
+def test_killed_children_and_parents_of_prefork_workers_are_recovered_from(
     some_engines: Engines, make_stage: MakeStage
 ) -> None:
-    stage = make_stage(some_engines)
+    stage = make_stage(some_engines, **ONLY_DEATH_TELLS)
     fleet = stage.start(concurrency=4, pool="prefork")
     stage.submit(6, steps=3, latency_ms=2000)
     wait_until(lambda: held_by(stage, set(fleet.children(0))) >= 1, "a child of worker 0 holds a step", 60)

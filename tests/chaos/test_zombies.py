@@ -103,7 +103,9 @@ def freeze_and_fence(stage: Stage, *, free: bool) -> None:
 def test_a_worker_frozen_in_its_transaction_blocks_others_for_seconds_only_and_is_fenced(
     postgres_database: str, rabbitmq_url: str, make_stage: MakeStage
 ) -> None:
-    stage = make_stage(Engines(name="frozen", database_url=postgres_database, broker_url=rabbitmq_url))
+    stage = make_stage(
+        Engines(name="frozen", database_url=postgres_database, broker_url=rabbitmq_url), frozen_seconds="10"
+    )
     point = "before the completion's commit with its advance"
     stage.start(modules=WITH_FAULTS, environment=fault(point, stage.folder, "SIGSTOP"))
     stage.submit(8, steps=30, latency_ms=200)

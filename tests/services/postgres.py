@@ -36,7 +36,7 @@ class PostgresCluster:
 
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
-        self._user = _server_user()
+        self._user = server_user()
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         # Not under pytest's tmp_path, which the server's user cannot enter.
@@ -194,7 +194,7 @@ def _version(binaries: Path) -> float:
     return float(digits) if digits.replace(".", "", 1).isdigit() else 0.0
 
 
-def _server_user() -> str | None:
+def server_user() -> str | None:
     """PostgreSQL refuses to run as root: the user to become then, otherwise ``None``."""
     if os.geteuid() != 0:
         return None

@@ -156,7 +156,7 @@ def serve(
     outage = Outage(stand, sweeper, away, rounds)
     with monkeypatch.context() as patched:
         patched.setattr(sweeper, "sweep", outage.sweep)
-        patched.setattr(sweeper._stopping, "wait", outage.wait)
+        patched.setattr(sweeper, "_wait", outage.wait)
         sweeper._serve()
 
 
@@ -186,7 +186,7 @@ def test_a_bug_in_a_sweep_does_not_end_it(stand: Stand, monkeypatch: pytest.Monk
     outage = Outage(stand, sweeper, range(0), 12)
     with monkeypatch.context() as patched:
         patched.setattr(sweeper, "sweep", sweep)
-        patched.setattr(sweeper._stopping, "wait", outage.wait)
+        patched.setattr(sweeper, "_wait", outage.wait)
         sweeper._serve()
     assert stand.attempts(run_id)[0].outcome == "lost"
 

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, text
 
@@ -36,6 +37,7 @@ from paidonce_models.store.sweeping import (
     take_back,
     take_due,
 )
+from paidonce_models.store.witnesses import forget_silent_witnesses
 from paidonce_models.store.workers import forget_workers
 from paidonce_workers.breakers import CircuitBreakers
 from paidonce_workers.resilience.parking_lot import ParkingLot
@@ -69,7 +71,10 @@ class Sweeper:
         every_seconds: float,
         no_worker_seconds: float,
         breakers: CircuitBreakers | None = None,
+        frozen_seconds: float = 0.0,
+        living: Callable[[], Sequence[str]] = list,
     ) -> None:
+        """``living`` names the processes that are known to live; theirs are leases for ``frozen_seconds``."""
         self._database = database
         self._publisher = publisher
         self._namespace = namespace
@@ -80,7 +85,11 @@ class Sweeper:
         self._no_worker_seconds = no_worker_seconds
         self._parking = ParkingLot(database, namespace, breakers)
         self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
+        self._frozen_us = int(max(frozen_seconds - lease_seconds, 0.0) * 1e6)
+        self._living = living
         self._stopping = threading.Event()
+        self._due = threading.Event()
+        self._led_until = 0.0
         self._thread = threading.Thread(target=self._serve, name="paidonce-sweeper", daemon=True)
         self._last_sweep: float | None = None
         self._take_back_from = 0.0
@@ -94,6 +103,7 @@ class Sweeper:
     def stop(self) -> None:
         """Stop and give up the lead, so that another worker need not wait for it."""
         self._stopping.set()
+        self._due.set()
         self._thread.join(timeout=5)
         try:
             self._database.transact(
@@ -111,8 +121,26 @@ class Sweeper:
             except Exception:
                 self._be_careful("a sweep failed")
                 log.exception("a sweep failed", extra={"event": "sweep_failed"})
-            if self._stopping.wait(self._every_seconds):
+            if self._wait(self._every_seconds):
                 return
+
+    def _wait(self, seconds: float) -> bool:
+        """Until the next sweep; True if there is none."""
+        self._due.wait(seconds)
+        self._due.clear()
+        return self._stopping.is_set()
+
+    def sweep_now(self) -> None:
+        """Do not wait until it is time for the next sweep."""
+        self._due.set()
+
+    def leads(self) -> bool:
+        """Whether this worker leads the first shard."""
+        return time.time() < self._led_until
+
+    def is_careful(self) -> bool:
+        """Whether nothing is to be concluded from what the store does not show, because it was away."""
+        return time.time() < self._take_back_from
 
     def _be_careful(self, why: str) -> None:
         if time.time() >= self._take_back_from:
@@ -152,6 +180,8 @@ class Sweeper:
                 messages += self._sweep_shard(shard)
                 leads_first = leads_first or shard == 0
         self._last_sweep = time.time()
+        if leads_first:
+            self._led_until = self._last_sweep + self._lead_us / 1e6
         self._publisher.publish(messages)
         if leads_first and time.time() >= self._roll_up_from:
             self._roll_up()
@@ -177,9 +207,7 @@ class Sweeper:
             self._block_from = time.time() + BLOCK_EVERY_SECONDS
             self._block(shard)
             self._database.transact(lambda connection: self._tidy(connection, shard))
-            self._database.transact(
-                lambda connection: forget_workers(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
-            )
+            self._database.transact(self._forget)
         return messages
 
     def _let_go(self, shard: int) -> list[Message]:
@@ -198,6 +226,10 @@ class Sweeper:
         tidy_parked_steps(connection, namespace=self._namespace, shard=shard)
         restate_stale_runs(connection, namespace=self._namespace, shard=shard)
 
+    def _forget(self, connection: Connection) -> None:
+        forget_workers(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
+        forget_silent_witnesses(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
+
     def _roll_up(self) -> None:
         """Add settled calls to the sums that cost queries read; goes on with the next sweep where there are more."""
         for _ in range(ROLL_UP_BATCHES):
@@ -213,8 +245,11 @@ class Sweeper:
                 return
 
     def _take_back(self, shard: int) -> list[Message]:
+        living = self._living()
         with self._database.read() as connection:
-            expired = expired_leases(connection, namespace=self._namespace, shard=shard)
+            expired = expired_leases(
+                connection, namespace=self._namespace, shard=shard, living=living, frozen_us=self._frozen_us
+            )
         messages: list[Message] = []
         why = f"worker not heard of for {self._lease_seconds:g} s"
         for key in expired:

@@ -30,6 +30,7 @@ from paidonce_models.store.runs_head import read_head
 from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_stopped
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange
 from paidonce_workers.capture import Installation, install
+from paidonce_workers.death_watch import DeathWatch
 from paidonce_workers.execution import ExecutionSettings, Executor
 from paidonce_workers.heartbeat import Heartbeat
 from paidonce_workers.held_leases import HeldLeases
@@ -37,9 +38,11 @@ from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
 from paidonce_workers.resilience import LearnedProviders, StepCircuits
+from paidonce_workers.signs_of_life import SignsOfLife
 from paidonce_workers.soon import Soon
 from paidonce_workers.sweeper import Sweeper
 from paidonce_workers.turn import Kept
+from paidonce_workers.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +119,8 @@ class WorkerProcess:
         self._capture: Installation | None = None
         self._heartbeat: Heartbeat | None = None
         self._sweeper: Sweeper | None = None
+        self._witness = Witness(database=self.database, namespace=settings.namespace, worker=worker)
+        self._death_watch: DeathWatch | None = None
 
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""
@@ -129,6 +134,10 @@ class WorkerProcess:
         """Begin the thread in which moves of circuits are recorded."""
         if self.breakers is not None:
             self.breakers.start()
+
+    def start_witness(self) -> None:
+        """From now on the death of this process is seen at once, and nothing else is taken for it."""
+        self._witness.start()
 
     def start_heartbeat(self, registered_as: str) -> None:
         """Renew the leases of this process, on a connection of its own."""
@@ -145,7 +154,8 @@ class WorkerProcess:
         self._heartbeat.start()
 
     def start_sweeper(self) -> None:
-        """Take part in leading the sweeping of shards."""
+        """Take part in leading the sweeping of shards, and in watching for processes that die."""
+        signs = SignsOfLife(self.database, self.settings.namespace)
         self._sweeper = Sweeper(
             database=self.database,
             publisher=self.publisher,
@@ -156,8 +166,19 @@ class WorkerProcess:
             every_seconds=self.settings.sweep_seconds,
             no_worker_seconds=self.settings.no_worker_seconds,
             breakers=self.breakers,
+            frozen_seconds=self.settings.frozen_seconds,
+            living=signs.living,
+        )
+        self._death_watch = DeathWatch(
+            database=self.database,
+            publisher=self.publisher,
+            namespace=self.settings.namespace,
+            worker=self.worker,
+            signs=signs,
+            sweeper=self._sweeper,
         )
         self._sweeper.start()
+        self._death_watch.start()
 
     def register(self, queues: Sequence[str]) -> None:
         """Say in the store what this worker holds; runs that were blocked for want of it go on."""
@@ -190,6 +211,8 @@ class WorkerProcess:
     def stop(self) -> None:
         """Stop the threads and say goodbye; what is held by then runs out of its lease."""
         self.patience.stop()
+        if self._death_watch is not None:
+            self._death_watch.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._heartbeat is not None:
@@ -203,6 +226,8 @@ class WorkerProcess:
             self.database.transact(lambda connection: worker_stopped(connection, self.worker))
         except StoreError:
             return
+        finally:
+            self._witness.stop()
 
     def _note_transition(self, change: CircuitChange) -> None:
         """Tell the store. The breakers call it in a thread of their own, which nobody waits for."""
@@ -322,5 +347,6 @@ class WorkerProcesses:
         process.start_capture()
         process.start_prices()
         process.start_breakers()
+        process.start_witness()
         process.start_heartbeat(self.registered_as)
         return process

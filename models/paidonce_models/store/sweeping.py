@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, text
 
 from paidonce_models.store.events import REDELIVER_AFTER_US, EventKind, allocate_seq, insert_event
 from paidonce_models.store.leases import LeaseKey
@@ -149,8 +149,9 @@ def fire_timer(connection: Connection, run_id: str) -> AdvanceMessage | None:
 
 _EXPIRED = text(
     "SELECT run_id, position, attempt FROM steps WHERE shard = :shard AND namespace = :namespace "
-    "AND lease_expires_at_us < paidonce_now() ORDER BY lease_expires_at_us LIMIT :most"
-)
+    "AND lease_expires_at_us < paidonce_now() AND (lease_expires_at_us < paidonce_now() - :frozen_us "
+    "OR lease_owner IS NULL OR lease_owner NOT IN :living) ORDER BY lease_expires_at_us LIMIT :most"
+).bindparams(bindparam("living", expanding=True))
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
 _TAKE_BACK = text(
     "UPDATE steps SET lost = lost + CASE WHEN state = 'running' THEN 1 ELSE 0 END, "
@@ -163,7 +164,8 @@ _TAKE_BACK = text(
     "finished_at_us = CASE WHEN state = 'running' AND delivery <> 'at_most_once' AND lost + 1 >= max_lost "
     "THEN paidonce_now() ELSE finished_at_us END "
     "WHERE run_id = :run_id AND position = :position AND attempt = :attempt "
-    "AND (lease_expires_at_us < paidonce_now() OR CAST(:anyway AS INTEGER) = 1) AND lease_owner IS NOT NULL "
+    "AND (lease_expires_at_us < paidonce_now() OR CAST(:anyway AS INTEGER) = 1) "
+    "AND lease_owner = coalesce(CAST(:owner AS VARCHAR), lease_owner) "
     "RETURNING state, lost, name, agent, queue, priority, namespace, root_run_id"
 )
 _LOSE = text(
@@ -185,24 +187,39 @@ _AVOID = text(
 )
 
 
-def expired_leases(connection: Connection, *, namespace: str, shard: int, most: int = 500) -> Sequence[LeaseKey]:
-    """Steps whose lease has run out by the store's clock."""
-    rows = connection.execute(_EXPIRED, {"namespace": namespace, "shard": shard, "most": most}).all()
+def expired_leases(
+    connection: Connection,
+    *,
+    namespace: str,
+    shard: int,
+    living: Sequence[str] = (),
+    frozen_us: int = 0,
+    most: int = 500,
+) -> Sequence[LeaseKey]:
+    """Steps whose lease has run out by the store's clock, and for ``living`` workers ``frozen_us`` longer than that.
+
+    A process that lives and does not renew its leases computes or is stopped: it may come back and report.
+    """
+    parameters = {"namespace": namespace, "shard": shard, "living": [*living, ""], "frozen_us": frozen_us, "most": most}
+    rows = connection.execute(_EXPIRED, parameters).all()
     return [LeaseKey(row.run_id, row.position, row.attempt) for row in rows]
 
 
-def take_back(connection: Connection, key: LeaseKey, *, why: str, anyway: bool = False) -> Message | None:
+def take_back(
+    connection: Connection, key: LeaseKey, *, why: str, anyway: bool = False, owner: str | None = None
+) -> Message | None:
     """Declare an attempt lost and schedule its step again; returns the message to publish.
 
-    Guarded by the attempt's number and the lease's expiry (``anyway`` skips the
-    expiry: the executing child is known to be dead). After ``max_lost`` losses
+    Guarded by the attempt's number and the lease's expiry. ``anyway`` skips the
+    expiry: the executing process is known to be dead; ``owner`` is that process,
+    where another may have taken the lease over meanwhile. After ``max_lost`` losses
     the step fails and the agent is told. Writes what this recovery avoids.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, {"run_id": key.run_id})
     parameters: dict[str, object] = {"run_id": key.run_id, "position": key.position, "attempt": key.attempt}
     row = connection.execute(
-        _TAKE_BACK, {**parameters, "redeliver": REDELIVER_AFTER_US, "anyway": 1 if anyway else 0}
+        _TAKE_BACK, {**parameters, "redeliver": REDELIVER_AFTER_US, "anyway": 1 if anyway else 0, "owner": owner}
     ).first()
     if row is None:
         return None

@@ -25,6 +25,7 @@ from paidonce_models.tables.price_rows import StoredPriceRow
 from paidonce_models.tables.rollups import DailyCost, RunCost, RunTotal
 from paidonce_models.tables.runs import Run, RunAlias
 from paidonce_models.tables.steps import Step
+from paidonce_models.tables.witnesses import StoredWitness
 from paidonce_models.tables.workers import Sweep, Worker
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "StoredBudget",
     "StoredPriceRow",
     "StoredReservation",
+    "StoredWitness",
     "Sweep",
     "Worker",
 ]

@@ -58,6 +58,8 @@ class CrashDrill:
     database_url: str | None = None
     broker_url: str | None = None
     limit_seconds: float = 600.0
+    ends_with_the_kills: bool = False
+    """Whether the drill is over once all kills are recovered from, rather than once all runs have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,8 @@ class _Course:
                 break
             if len(self._kills) < self._drill.kills:
                 self._kill_when_it_is_time(unfinished)
+            elif self._drill.ends_with_the_kills and self._all_registered():
+                break
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began
         with self._client.database.read() as connection:
@@ -196,20 +200,25 @@ class _Course:
                 self._next_kill = now + pause
                 share = (len(self._kills) + self._chance.random()) / (self._drill.kills + 1)
                 self._at_finished_steps = int(share * self._drill.runs * self._drill.steps)
-        elif now >= self._next_kill or self._count(_FINISHED_STEPS) > self._at_finished_steps:
+        elif now >= self._next_kill or (
+            not self._drill.ends_with_the_kills and self._count(_FINISHED_STEPS) > self._at_finished_steps
+        ):
             self._kills.append(self._kill_one(unfinished))
             self._next_kill = None
 
     def _kill_one(self, unfinished: int) -> Kill:
-        """A worker as a whole; of a prefork worker also its parent alone, or one of its children alone."""
+        """A worker as a whole; of a prefork worker also its parent alone, one of its children, or all of them."""
         victim = self._chance.randrange(self._drill.workers)
         left = f"({unfinished} runs under way)"
         children = self._fleet.children(victim) if self._fleet.pool_of(victim) == "prefork" else []
-        whom = self._chance.choice(["worker", "parent", "child", "child"]) if children else "worker"
+        whom = self._chance.choice(["worker", "parent", "child", "children"]) if children else "worker"
         if whom == "child":
             child = self._chance.choice(children)
             self._say(f"kill -9 of child {child} of worker {victim} {left}")
             return self._fleet.kill_child(child)
+        if whom == "children":
+            self._say(f"kill -9 of all {len(children)} children of worker {victim} {left}")
+            return self._fleet.kill_children(victim)
         if whom == "parent":
             self._say(f"kill -9 of the parent alone of worker {victim} {left}")
             killed = self._fleet.kill_parent(victim)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Row, text
@@ -48,6 +48,8 @@ class Evidence:
     handed_back: int = 0
     recoveries_seconds: list[float] = field(default_factory=list)
     """From a kill to the next attempt's claim, for each step that a process ended by it held."""
+    slowest_by_kill: dict[float, float] = field(default_factory=dict)
+    """The longest of them for each kill, by the moment of the kill."""
     spent_nanousd: int = 0
     avoided_nanousd: int = 0
     """What programs that start over after a crash would have paid again."""
@@ -64,8 +66,21 @@ class Evidence:
 
     def recovery(self, quantile: float) -> float | None:
         """A quantile of the recoveries in seconds, ``None`` where there was none."""
-        ordered = sorted(self.recoveries_seconds)
-        return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)] if ordered else None
+        return _quantile(self.recoveries_seconds, quantile)
+
+    def recovery_by_kill(self, quantile: float) -> float | None:
+        """The same over kills, each of which counts once, with the last of its steps that went on."""
+        return _quantile(self.slowest_by_kill.values(), quantile)
+
+    def note_recovery(self, killed_at: float, seconds: float) -> None:
+        """A step went on so long after a kill."""
+        self.recoveries_seconds.append(seconds)
+        self.slowest_by_kill[killed_at] = max(seconds, self.slowest_by_kill.get(killed_at, 0.0))
+
+
+def _quantile(values: Iterable[float], quantile: float) -> float | None:
+    ordered = sorted(values)
+    return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)] if ordered else None
 
 
 def gather_evidence(
@@ -89,7 +104,7 @@ def gather_evidence(
     for step, tried in attempts.items():
         _count_outcomes(evidence, tried)
         evidence.unaccounted += max(seen[step] - len(tried), 0)
-        evidence.recoveries_seconds += _recoveries(tried, kills)
+        _note_recoveries(evidence, tried, kills)
     evidence.unaccounted += sum(count for step, count in seen.items() if step not in attempts)
     return evidence
 
@@ -106,8 +121,7 @@ def _count_outcomes(evidence: Evidence, tried: Sequence[Row[tuple[object, ...]]]
     evidence.twice_accepted += max(accepted - 1, 0)
 
 
-def _recoveries(tried: Sequence[Row[tuple[object, ...]]], kills: Sequence[Kill]) -> list[float]:
-    found = []
+def _note_recoveries(evidence: Evidence, tried: Sequence[Row[tuple[object, ...]]], kills: Sequence[Kill]) -> None:
     for attempt, successor in itertools.pairwise(tried):
         if attempt.outcome not in BEYOND:
             continue
@@ -116,8 +130,7 @@ def _recoveries(tried: Sequence[Row[tuple[object, ...]]], kills: Sequence[Kill])
             kill.at_seconds for kill in kills if pid in kill.pids and kill.at_seconds * 1e6 >= attempt.claimed_at_us
         ]
         if ended:
-            found.append(successor.claimed_at_us / 1e6 - min(ended))
-    return found
+            evidence.note_recovery(min(ended), successor.claimed_at_us / 1e6 - min(ended))
 
 
 def process_of(worker: str) -> int:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from paidonce.drill.evidence import Kill
 from paidonce_models.errors import ConfigurationError
@@ -88,14 +89,19 @@ class Fleet:
         """The pool that a worker is started with."""
         return MIXED_POOLS[number % len(MIXED_POOLS)] if self._pool == "mixed" else self._pool
 
-    def _start(self, number: int) -> subprocess.Popen[bytes]:
+    def add(self, environment: Mapping[str, str] | None = None) -> int:
+        """Start one more worker, with more settings of its own; returns its number."""
+        self.processes.append(self._start(len(self.processes), environment or {}))
+        return len(self.processes) - 1
+
+    def _start(self, number: int, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
         pool = self.pool_of(number)
         arguments = [*self._arguments, *(() if pool is None else ("--pool", pool))]
         name = f"drill{number}-{time.time_ns()}@%h"
         with self.log(number).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", name, *arguments],
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -139,6 +145,14 @@ class Fleet:
         except ProcessLookupError:
             pass  # it ended by itself
         return Kill(at_seconds=killed, pids=frozenset({pid}))
+
+    def kill_children(self, number: int) -> Kill:
+        """SIGKILL every child of a worker at once; the worker itself stays and starts others."""
+        pids = self.children(number)
+        killed = time.time()
+        for pid in pids:
+            self.kill_child(pid)
+        return Kill(at_seconds=killed, pids=frozenset(pids))
 
     def restart(self, number: int) -> None:
         """Start a worker in the place of one that has ended."""

@@ -25,6 +25,7 @@ def crash_document(report: CrashReport) -> dict[str, object]:
         "recoveries": len(evidence.recoveries_seconds),
         "recovery_p50_seconds": _rounded(evidence.recovery(0.5)),
         "recovery_p99_seconds": _rounded(evidence.recovery(0.99)),
+        "recovery_worst_seconds": _rounded(evidence.recovery(1.0)),
         "spent_usd": decimal_usd_string(evidence.spent_nanousd),
         "starting_over_usd": decimal_usd_string(evidence.starting_over_nanousd),
     }
@@ -41,6 +42,7 @@ def crash_lines(report: CrashReport) -> list[str]:
         ("attempts fenced", str(evidence.fenced)),
         ("recovery p50", _seconds(evidence.recovery(0.5))),
         ("recovery p99", _seconds(evidence.recovery(0.99))),
+        ("recovery at worst", _seconds(evidence.recovery(1.0))),
         ("the bill", usd_string(evidence.spent_nanousd)),
         ("starting over would have cost", usd_string(evidence.starting_over_nanousd)),
     ]

@@ -1,0 +1,113 @@
+"""A session-level advisory lock on PostgreSQL, which the server drops when the process that holds it ends.
+
+The connection is used for nothing else. The server sends keepalives on it, so that it also notices a host that lost
+its power. A forked child inherits the socket, which would keep the session alive after its parent's death: there the
+socket is replaced at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import weakref
+from typing import Any
+
+import psycopg
+
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError, StoreUnreachable
+
+_LARGEST_KEY = 2**63 - 1
+_KEEPALIVES = (
+    "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false), "
+    "set_config('tcp_keepalives_count', '3', false)"
+)
+SERVER_IDENTITY = "CAST(CAST(extract(epoch FROM pg_postmaster_start_time()) * 1000000 AS BIGINT) AS VARCHAR)"
+"""Changes with a restart and with a failover: locks of before say nothing any more."""
+_WHO_ANSWERS = f"SELECT pg_backend_pid(), {SERVER_IDENTITY}"
+
+
+class PooledConnection(StoreError):
+    """A pooler stands before the server: a session of it may serve others, so a lock on it proves nothing."""
+
+    code = "pooled_connection"
+
+
+class ServerLock:
+    """One process's lock; ``acquire`` again after it was lost."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Any = None  # psycopg's, which SQLAlchemy hands out untyped
+        self.key = secrets.randbelow(_LARGEST_KEY) + 1
+        self.server = ""
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _detach_if_alive(this))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a session of which nobody has seen the end."""
+        return self._connection is not None
+
+    def acquire(self) -> None:
+        """Connect and take the lock. Raises ``StoreUnreachable``, or ``PooledConnection`` where it proves nothing."""
+        self.close()
+        # A new key each time: the session that was lost may hold the old one until the server finds out.
+        self.key = secrets.randbelow(_LARGEST_KEY) + 1
+        connection = self._database.detached_connection()
+        try:
+            connection.autocommit = True
+            backend_pid, server = connection.execute(_WHO_ANSWERS).fetchone()
+            if connection.info.backend_pid != backend_pid:
+                raise PooledConnection()
+            connection.execute(_KEEPALIVES)
+            connection.execute("SELECT pg_advisory_lock(%s)", (self.key,))
+        except psycopg.Error as error:
+            connection.close()
+            raise StoreUnreachable(f"the store ended the session of the witness: {type(error).__name__}") from error
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self.server = connection, str(server)
+
+    def wait_until_lost(self, wake: int, seconds: float) -> bool:
+        """True once the server has ended the session; False after ``seconds``, or when ``wake`` can be read from."""
+        if self._connection is None:
+            return True
+        ready, _, _ = select.select([self._connection.fileno(), wake], [], [], seconds)
+        if not ready or wake in ready:
+            return False
+        return not self._is_usable()
+
+    def _is_usable(self) -> bool:
+        """The server may have sent a notice, which is no end."""
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the session."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _detach(self) -> None:
+        """In a forked child: hold the session no longer, without a word to the server."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            with open(os.devnull, "rb") as nothing:
+                os.dup2(nothing.fileno(), connection.fileno(), inheritable=False)
+        except (OSError, psycopg.Error):  # a child that cannot let go only delays what others see
+            return
+
+
+def _detach_if_alive(reference: weakref.ref[ServerLock]) -> None:
+    lock = reference()
+    if lock is not None:
+        lock._detach()

@@ -1,0 +1,128 @@
+"""Seeing within a second that a process has died, and reclaiming what it held.
+
+A thread in every worker. It looks at the processes of its own host, whose death the operating system knows for
+certain; whoever leads the sweeping also looks at those of other hosts, and everybody looks at the leader. What is
+reclaimed is guarded by attempt and owner, so that several may do it at once.
+
+Must never take a living process for a dead one: what cannot be known is left to the leases (``sweeper``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from sqlalchemy import Connection
+
+from paidonce.publishing import Publisher
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError
+from paidonce_models.liveness import remove_lock_file
+from paidonce_models.store.messages import Message
+from paidonce_models.store.sweeping import resign, take_back
+from paidonce_models.store.witnesses import forget_witness, hasten_messages, leases_of, mark_dead
+from paidonce_workers.signs_of_life import Sign, SignsOfLife
+from paidonce_workers.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+MISSING_SECONDS = 2.0
+"""How long the lock of a process of another host must be missing: one that lives takes it again in a moment, but a
+server that drops a connection looks the same as a process that ends."""
+
+
+class DeathWatch:
+    """The death watch of one worker."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        publisher: Publisher,
+        namespace: str,
+        worker: str,
+        signs: SignsOfLife,
+        sweeper: Sweeper,
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._namespace = namespace
+        self._worker = worker
+        self._signs = signs
+        self._sweeper = sweeper
+        self._missing_since: dict[str, float] = {}
+        self._last_look = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="paidonce-death-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+
+    def _serve(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except StoreError as error:
+                log.debug("nobody is looked after: %s", error.message)
+            except Exception:
+                log.exception("the death watch failed", extra={"event": "death_watch_failed"})
+
+    def look(self) -> None:
+        """Look at everybody once and reclaim what the dead have held."""
+        seen = self._signs.read(everywhere=self._sweeper.leads())
+        dead = [row for row, sign in seen if row.worker != self._worker and self._is_dead(row.worker, sign)]
+        self._last_look = time.monotonic()
+        for row in dead:
+            self._reclaim(row.worker)
+        if any(row.held is None for row in dead):
+            self._database.transact(lambda connection: hasten_messages(connection, self._namespace))
+            self._sweeper.sweep_now()
+
+    def _is_dead(self, worker: str, sign: Sign) -> bool:
+        if sign is not Sign.MISSING:
+            self._missing_since.pop(worker, None)
+            return sign is Sign.DEAD
+        now = time.monotonic()
+        if self._sweeper.is_careful() or now - self._last_look > MISSING_SECONDS:
+            # We were cut off, or stood still: who is missing may only have lost the same server.
+            self._missing_since.pop(worker, None)
+        return now - self._missing_since.setdefault(worker, now) >= MISSING_SECONDS
+
+    def _reclaim(self, worker: str) -> None:
+        held = self._database.transact(lambda connection: mark_dead(connection, worker))
+        if held is None:  # it has appeared again
+            return
+        with self._database.read() as connection:
+            keys = leases_of(connection, worker)
+        messages: list[Message] = []
+        for key in keys:
+            message = self._database.transact(
+                lambda connection, key=key: take_back(  # type: ignore[misc]
+                    connection, key, why=f"its process {worker} ended", anyway=True, owner=worker
+                )
+            )
+            log.warning(
+                "step %d of run %s: attempt %d is lost, its process has ended",
+                key.position,
+                key.run_id,
+                key.attempt,
+                extra={"event": "attempt_lost", "run_id": key.run_id, "step": key.position},
+            )
+            if message is not None:
+                messages.append(message)
+        self._publisher.publish(messages)
+        if self._database.transact(lambda connection: self._bury(connection, worker)) and self._database.file:
+            remove_lock_file(self._database.file, worker)
+
+    def _bury(self, connection: Connection, worker: str) -> bool:
+        """Let others lead in its place, and forget it if nothing is left of it."""
+        resign(connection, namespace=self._namespace, leader=worker)
+        return forget_witness(connection, worker)
