@@ -87,6 +87,8 @@ def test_an_interrupt_after_the_end_is_refused_and_strikes_nobody() -> None:
     assert not scope.throw(CancelInterrupt)
 
 
+# One may strike in a finalizer that the garbage collector runs here, where Python swallows it with this warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_the_end_of_a_task_never_strike_what_the_thread_does_next() -> None:
     """Sends up to three interrupts at every moment around the end of a short body, thousands of times."""
     scopes: list[ThreadScope] = []
@@ -226,6 +228,26 @@ def test_another_thread_stops_a_body_for_a_reason(
         future.result(5)
     assert caught.value.reason is reason
     assert not runner.interrupt("k", reason), "it has ended"
+
+
+def test_a_def_body_whose_interrupt_was_swallowed_is_interrupted_again(threads: ThreadPoolExecutor) -> None:
+    """As in a finalizer or a callback of a weak reference, which Python lets no exception out of."""
+    runner, swallowed = BodyRunner(cancel_grace_seconds=0.05), threading.Event()
+
+    def body() -> None:
+        try:
+            while True:
+                time.sleep(0.001)
+        except StepInterrupt:
+            swallowed.set()
+        while True:
+            time.sleep(0.001)
+
+    future = threads.submit(runner.run, "k", body, is_async=False, timeout_seconds=0.05, label="m.x")
+    assert swallowed.wait(10)
+    with pytest.raises(BodyTimedOut):
+        future.result(10)
+    runner.close()
 
 
 def test_only_the_body_of_the_key_is_stopped(runner: BodyRunner, threads: ThreadPoolExecutor) -> None:

@@ -130,6 +130,8 @@ class _DefBody(_Body):
         self._scope.throw(exception_type_for(reason))
 
     def give_up(self) -> None:
+        # Once more: what was sent first may have struck in a finalizer, where Python swallows it.
+        self._send(self.reason or Reason.CANCELLED)
         logger.warning(
             "%s was stopped (%s) but is blocked in a call that Python cannot interrupt; its thread is held until "
             "that call returns. Give its HTTP client or socket a timeout of its own",
