@@ -155,6 +155,11 @@ class StatementRefused(StoreError):
 
     code = "statement_refused"
 
+    @property
+    def is_about_data(self) -> bool:
+        """Whether other data would be taken; otherwise the statement does not fit the schema."""
+        return bool(self.details.get("about_data", True))
+
 
 class SchemaMismatch(StoreError):
     """The store is at another schema; run `paidonce db upgrade`."""

@@ -40,8 +40,10 @@ class Fault(StrEnum):
     """The store does not let us in, or is none: a mistake in a setting, if it is the first answer ever."""
 
 
-_OWN_CLASSES = ("21", "22", "23", "42", "44", "54")
-"""Cardinality, data, integrity, syntax and names, check option, limits of the program (an index row too large)."""
+_DATA_CLASSES = ("22", "23", "44", "54")
+"""Data, integrity, check option, limits of the program (an index row too large)."""
+_OWN_CLASSES = (*_DATA_CLASSES, "21", "42")
+"""Cardinality, syntax and names."""
 _MISSING_RIGHTS = "42501"
 _DENIED_CLASSES = ("28", "3D")
 _GONE_CLASSES = ("08",)
@@ -50,16 +52,9 @@ _PASSING = frozenset({"40001", "40P01", "55P03"})
 _OF_THIS_SESSION = frozenset({"25006", "0A000", "26000"})
 """A standby that was the primary, a plan from before a migration: another connection may do better."""
 
-_OWN_SQLITE = frozenset(
-    {
-        sqlite3.SQLITE_ERROR,  # syntax, no such table, no such column
-        sqlite3.SQLITE_TOOBIG,
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_MISUSE,
-        sqlite3.SQLITE_RANGE,
-    }
-)
+_DATA_SQLITE = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH})
+_OWN_SQLITE = _DATA_SQLITE | {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE}
+"""``SQLITE_ERROR`` is a wrong syntax, no such table, no such column."""
 _LOCKED_SQLITE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _OF_VALUES = (UnicodeEncodeError, OverflowError)
 """What drivers raise, unwrapped, of a text or a number that no column takes."""
@@ -149,7 +144,8 @@ def error_for(error: BaseException, store: str) -> StoreError:
         case Fault.REFUSED:
             return StatementRefused(
                 f"the store at {store} refuses this very statement or its data: {answer}; tried again it would be "
-                "refused again, the store itself is well"
+                "refused again, the store itself is well",
+                about_data=_is_about_data(error),
             )
         case Fault.UNREACHABLE:
             return StoreUnreachable(
@@ -189,6 +185,16 @@ def _is_misfit(error: BaseException) -> bool:
 def _is_of_psycopg(error: BaseException) -> bool:
     """By name: whoever uses SQLite need not load that package."""
     return type(error).__module__.partition(".")[0] == "psycopg"
+
+
+def _is_about_data(error: BaseException) -> bool:
+    cause = _cause_of(error)
+    state, code = _sqlstate(cause), _sqlite_code(cause)
+    if state is not None:
+        return state.startswith(_DATA_CLASSES)
+    if code is not None:
+        return code in _DATA_SQLITE
+    return isinstance(cause, _OF_VALUES) or type(cause).__name__ in ("DataError", "IntegrityError")
 
 
 def _cause_of(error: BaseException) -> BaseException:

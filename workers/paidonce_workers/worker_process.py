@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from paidonce.registry import Registry
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError
+from paidonce_models.errors import StatementRefused, StoreError
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.queues import full_queue_name
 from paidonce_models.schema import ensure_schema
@@ -232,14 +233,23 @@ class WorkerProcess:
     # -- hooks of the machinery ------------------------------------------------------
 
     def hand_back_held(self, keys: list[Hashable]) -> None:
-        """Give back steps whose bodies could not be ended in time."""
+        """Give back steps whose bodies could not be ended in time; a store that is away is waited for."""
         for key in keys:
-            if isinstance(key, LeaseKey):
-                message = self.database.transact(
-                    lambda connection, key=key: hand_back(connection, key, reason="the worker stopped")  # type: ignore[misc]
+            if not isinstance(key, LeaseKey):
+                continue
+            try:
+                message = self.patience.until_done(
+                    functools.partial(
+                        self.database.transact,
+                        functools.partial(hand_back, key=key, reason="the worker stopped"),
+                    ),
+                    f"handing back step {key.position} of run {key.run_id}",
                 )
-                if message is not None:
-                    self.publisher.publish([message])
+            except StatementRefused as error:  # of this one; the others must not run out of their leases for it
+                log.error("%s", error.message, extra={"event": "hand_back_refused", "run_id": key.run_id})
+                continue
+            if message is not None:
+                self.publisher.publish([message])
 
     def give_away(self, kept: Kept) -> None:
         """Let others do what a thread was to go on with; a store that is away leaves that to the sweeper."""
@@ -275,9 +285,13 @@ class WorkerProcess:
         return True
 
     def hand_on_advance(self, run_id: str) -> None:
-        """An advance for an agent that this worker does not hold."""
-        with self.database.read() as connection:
-            head = read_head(connection, run_id)
+        """An advance for an agent that this worker does not hold; while the store is away, the sweeper does it."""
+        try:
+            with self.database.read() as connection:
+                head = read_head(connection, run_id)
+        except StoreError as error:
+            log.debug("left to the sweeper: %s", error)
+            return
         if head is not None and not head.state.is_terminal:
             message = AdvanceMessage(run_id=run_id, agent=head.agent, queue=head.queue, priority=head.priority)
             self.soon.pass_on(message, 1)
