@@ -6,9 +6,10 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from paidonce_models.errors import PaidonceError, StoreUnreachable
+from paidonce_models.errors import PaidonceError, StatementRefused, StoreUnavailable, StoreUnreachable
 
 T = TypeVar("T")
 
@@ -66,6 +67,10 @@ class Patience:
             if waits:
                 self._end_waiting()
 
+    def until_stored(self, act: Callable[[], T], what: str) -> T:
+        """``until_done`` for what nobody else has: a statement that does not fit the schema now is waited for too."""
+        return self.until_done(partial(insist, act), what)
+
     def pause(self, seconds: float, what: str) -> None:
         """Wait for something else than the store. Raises ``WorkerStopping`` when the process stops first."""
         if self._stopping.wait(seconds):
@@ -89,3 +94,16 @@ class Patience:
                 self._told.clear()
         if is_over and not self.stopping:
             log.warning("the store is back: nothing waits for it any more", extra={"event": "store_back"})
+
+
+def insist(act: Callable[[], T]) -> T:
+    """Call ``act``, whose statements were right until now: what refuses them is a schema that is being changed.
+
+    Raises ``StoreUnavailable`` for that; data that the store refuses stays ``StatementRefused``.
+    """
+    try:
+        return act()
+    except StatementRefused as error:
+        if error.is_about_data:
+            raise
+        raise StoreUnavailable(f"{error.message}; is the schema being changed?") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -21,6 +22,7 @@ from paidonce_models.store.claims import Claim
 from paidonce_models.store.completion import Completion
 from paidonce_models.store.ledger import insert_calls
 from paidonce_models.usage import CallRecord
+from paidonce_workers.patience import insist
 
 R = TypeVar("R")
 
@@ -36,10 +38,8 @@ def record_in_some_form(record: Callable[[Completion], R], completion: Completio
         if form is None:
             continue
         try:
-            result = record(form)
+            result = insist(partial(record, form))
         except StatementRefused as error:
-            if not error.is_about_data:
-                raise _unavailable(error) from error
             refusal = error
             continue
         if refusal is not None:
@@ -89,21 +89,13 @@ def record_with_calls(
         return result
 
     try:
-        try:
-            return database.transact(write_all)
-        except StatementRefused as error:
-            if not calls or not error.is_about_data:
-                raise
-        result = database.transact(write)
-    except StatementRefused as error:
-        raise _unavailable(error) from error
+        return insist(partial(database.transact, write_all))
+    except StatementRefused:
+        if not calls:
+            raise
+    result = insist(partial(database.transact, write))
     _write_calls_singly(database, claim, calls)
     return result
-
-
-def _unavailable(error: StatementRefused) -> StoreUnavailable:
-    """Of statements that were right until now: the schema or the rights are being changed."""
-    return StoreUnavailable(f"{error.message}; is the schema being changed?")
 
 
 def _write_calls_singly(database: Database, claim: Claim, calls: Sequence[CallRecord]) -> None:

@@ -277,9 +277,14 @@ class WorkerProcess:
         run, step = kwargs.get("run"), kwargs.get("step")
         if not isinstance(run, str) or not isinstance(step, int):
             return False
-        deferred = self.database.transact(
-            lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
-        )
+        try:
+            deferred = self.database.transact(
+                lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+            )
+        except StatementRefused as error:  # no step has such an address: requeued it would come for ever
+            if error.is_about_data:
+                return False
+            raise
         if deferred is not None:
             self.soon.pass_on(deferred.message, deferred.bounces)
         return True
