@@ -46,8 +46,11 @@ class Patience:
         """Whether the process is stopping."""
         return self._stopping.is_set()
 
-    def until_done(self, act: Callable[[], T], what: str) -> T:
-        """Call ``act`` until the store answers. Raises ``WorkerStopping`` when the process stops first."""
+    def until_done(self, act: Callable[[], T], what: str, *, unless: type[StoreUnreachable] | None = None) -> T:
+        """Call ``act`` until the store answers. Raises ``WorkerStopping`` when the process stops first.
+
+        ``unless`` is a kind of answer that is raised and not waited for.
+        """
         pause = FIRST_PAUSE_SECONDS
         waits = False
         try:
@@ -55,6 +58,8 @@ class Patience:
                 try:
                     return act()
                 except StoreUnreachable as error:
+                    if unless is not None and isinstance(error, unless):
+                        raise
                     self._tell(what, error, is_new=not waits)
                     waits = True
                     # At random, as hundreds of threads may wait for the same moment.

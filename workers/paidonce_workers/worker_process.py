@@ -20,7 +20,7 @@ from paidonce.registry import Registry
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
-from paidonce_models.errors import StatementRefused, StoreError
+from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.queues import full_queue_name
 from paidonce_models.schema import ensure_schema
@@ -160,8 +160,31 @@ class WorkerProcess:
         )
         self._sweeper.start()
 
+    def take_part(self, queues: Sequence[str]) -> None:
+        """Register and begin to sweep. While the store is away that is put off; the consumer does not wait for it."""
+        try:
+            self.register(queues)
+        except StoreUnreachable:
+            threading.Thread(
+                target=self._take_part_later, args=(queues,), name="paidonce-registration", daemon=True
+            ).start()
+            return
+        self.start_sweeper()
+
+    def _take_part_later(self, queues: Sequence[str]) -> None:
+        try:
+            self.patience.until_done(lambda: self.register(queues), "the registration of this worker")
+        except PaidonceError as error:
+            log.error("this worker is not registered: %s", error.message, extra={"event": "not_registered"})
+            return
+        if not self.patience.stopping:
+            self.start_sweeper()
+
     def register(self, queues: Sequence[str]) -> None:
-        """Say in the store what this worker holds; runs that were blocked for want of it go on."""
+        """Say in the store what this worker holds; runs that were blocked for want of it go on.
+
+        Raises ``StoreUnreachable`` while the store is away.
+        """
         ensure_schema(self.database)
         registration = Registration(
             worker=self.worker,
@@ -182,10 +205,7 @@ class WorkerProcess:
             ],
             steps=[held.name for held in self.registry.steps],
         )
-        messages = self.patience.until_done(
-            lambda: self.database.transact(lambda connection: register_worker(connection, registration)),
-            "the registration of this worker",
-        )
+        messages = self.database.transact(lambda connection: register_worker(connection, registration))
         self.publisher.publish(messages)
 
     def stop(self) -> None:
