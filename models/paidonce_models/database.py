@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "glusterfs"})
 _MAX_TRIES = 8
+_MAX_TRYING_SECONDS = 30.0
+"""A busy file or a lock is waited for by the driver itself; whoever has more patience than this says so in a log."""
 _PLAN_FOR_MANY_ROWS = text(
     "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
     "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
@@ -225,7 +227,7 @@ class Database:
         is then its own transaction. Raises ``StoreUnreachable`` while the store is away or cannot take it,
         ``StatementRefused`` where that is the fault of what ``work`` writes.
         """
-        tries = 0
+        tries, began = 0, time.monotonic()
         while True:
             tries += 1
             try:
@@ -234,7 +236,8 @@ class Database:
             except Exception as error:
                 if not is_fault(error):
                     raise
-                if _is_transient(error) and tries < _MAX_TRIES:
+                may_try = tries < _MAX_TRIES and time.monotonic() - began < _MAX_TRYING_SECONDS
+                if may_try and _is_transient(error):
                     time.sleep(random.uniform(0, 0.01 * 2**tries))
                     continue
                 raise self._translated(error) from error

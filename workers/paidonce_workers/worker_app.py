@@ -105,6 +105,8 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
 def the_app() -> PaidonceCelery:
     """The app of this process; a setting or module that cannot be used ends it with one clear line."""
     try:
+        # Two lines at each look at the schema, which is repeated while the store is away.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         settings = load_settings()
         load_modules(settings.agents)
         app = build_worker_app(settings, default_registry)
