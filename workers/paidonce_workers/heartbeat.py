@@ -55,6 +55,8 @@ class Heartbeat:
         self._lease_us = int(lease_seconds * 1e6)
         self._every_seconds = every_seconds
         self._breakers = breakers
+        self._fails = False
+        self._keeps_calls = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="paidonce-heartbeat", daemon=True)
 
@@ -84,8 +86,11 @@ class Heartbeat:
             try:
                 self.beat()
                 self._renew_probes()
+                self._fails = False
             except StoreError as error:
-                log.warning("leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
+                # Said once: a store that is full for an hour has eighteen hundred beats.
+                level, self._fails = (logging.DEBUG if self._fails else logging.WARNING), True
+                log.log(level, "leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
             except Exception:
                 log.exception("the heartbeat failed", extra={"event": "heartbeat_failed"})
 
@@ -106,6 +111,7 @@ class Heartbeat:
                 states = self._database.transact(
                     lambda connection: self._write(connection, held, spending, calls), urgent=True
                 )
+            self._keeps_calls = False
         except (StoreUnavailable, StatementRefused) as error:
             states = self._renew_alone(held, error)
         for lease in held:
@@ -128,9 +134,10 @@ class Heartbeat:
         The calls have been put back and come with a later beat, or with the end of their attempts.
         """
         states = self._database.transact(lambda connection: self._write(connection, held, [], {}), urgent=True)
-        log.warning(
-            "%d leases were renewed, finished calls could not be written and are kept: %s",
-            len(held),
+        level, self._keeps_calls = (logging.DEBUG if self._keeps_calls else logging.WARNING), True
+        log.log(
+            level,
+            "leases are renewed, finished calls cannot be written and are kept: %s",
             error.message,
             extra={"event": "calls_kept"},
         )
