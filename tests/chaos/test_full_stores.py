@@ -17,7 +17,7 @@ import pytest
 from celery import Celery
 
 from paidonce.client import RunHandle
-from paidonce_models.errors import NotFound
+from paidonce_models.errors import NotFound, RunFailed
 from tests.chaos.agents import large_answers
 from tests.chaos.engines import Engines
 from tests.chaos.stage import ALL_AGENTS, QUICK_LEASES, Stage, seconds_since
@@ -170,6 +170,30 @@ def test_nothing_is_paid_twice_or_lost_while_the_disk_of_sqlite_is_full(
     stage.start(workers=2, concurrency=4)
     live_through(stage, full, "full")
     assert_as_if_nothing_had_happened(stage, requests=STEPS + 1)
+
+
+REFUSING = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'too large for us' USING ERRCODE = 'check_violation'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON payloads FOR EACH ROW WHEN (NEW.size > 100000) EXECUTE FUNCTION refuse()
+"""
+
+
+def test_a_result_that_postgresql_refuses_is_paid_once_and_fails_its_step(
+    postgres_database: str, redis_url: str, make_stage: MakeStage
+) -> None:
+    stage = make_stage(Engines(name="refusing", database_url=postgres_database, broker_url=redis_url), **QUICK_LEASES)
+    with psycopg.connect(postgres_database.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(REFUSING.encode())
+    stage.start(workers=1)
+    given = {"server": stage.server.url, "steps": STEPS, "latency_ms": 10.0}
+    handle = stage.client.submit(large_answers, given)
+    with pytest.raises(RunFailed, match="too large for us"):
+        handle.result(timeout=60)
+    [attempt] = stage.attempts()
+    assert attempt.outcome == "failed" and "StatementRefused" in str(attempt.error)
+    assert stage.evidence().requests == stage.count("SELECT count(*) FROM calls") == 1
+    stage.assert_ledger_adds_up()
 
 
 def assert_as_if_nothing_had_happened(stage: Stage, *, requests: int) -> None:
