@@ -11,6 +11,7 @@ from paidonce.registry import default_registry
 
 pytest_plugins = [
     "tests.services.databases",
+    "tests.services.disks",
     "tests.services.leaks",
     "tests.services.postgres",
     "tests.services.pgbouncer",  # imports the one above, whose asserts are rewritten first

@@ -25,18 +25,17 @@ from typing import Any, TypeVar
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from paidonce_models.errors import ConfigurationError, StoreUnreachable
+from paidonce_models.errors import ConfigurationError, StoreError
+from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
 
 T = TypeVar("T")
 
-_TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-_GONE_SQLSTATES = frozenset({"57P01", "57P02", "57P03", "25P03", "53300"})
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "glusterfs"})
 _MAX_TRIES = 8
+_MAX_TRYING_SECONDS = 30.0
+"""A busy file or a lock is waited for by the driver itself; whoever has more patience than this says so in a log."""
 _PLAN_FOR_MANY_ROWS = text(
     "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
     "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
@@ -152,9 +151,19 @@ class Database:
     # -- transactions ----------------------------------------------------------
 
     @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Errors of the driver in the block become ``StoreUnreachable`` (wait for it) or ``StatementRefused``."""
+        try:
+            yield
+        except Exception as error:
+            if not is_fault(error):
+                raise
+            raise self._translated(error) from error
+
+    @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for reading; on PostgreSQL each statement sees what is committed when it begins."""
-        try:
+        with self.translating():
             if self._autocommit is not None:
                 with self._autocommit.connect() as connection:
                     yield connection
@@ -162,8 +171,6 @@ class Database:
             with self.engine.connect() as connection, connection.begin():
                 self._inject_clock(connection)
                 yield connection
-        except (DBAPIError, PoolTimeout) as error:
-            raise self._translated(error) from error
 
     @contextmanager
     def read_at_once(self) -> Iterator[Connection]:
@@ -178,22 +185,20 @@ class Database:
             with self.read() as connection:
                 yield connection
             return
-        try:
-            with (
-                self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
-                connection.begin(),
-            ):
-                connection.execute(_PLAN_FOR_MANY_ROWS)
-                self._inject_clock(connection)
-                yield connection
-        except (DBAPIError, PoolTimeout) as error:
-            raise self._translated(error) from error
+        with (
+            self.translating(),
+            self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+            connection.begin(),
+        ):
+            connection.execute(_PLAN_FOR_MANY_ROWS)
+            self._inject_clock(connection)
+            yield connection
 
     @contextmanager
     def write(self, *, urgent: bool = False) -> Iterator[Connection]:
         """A transaction for writing, committed at the end of the block, rolled back on any exception.
 
-        ``urgent`` writes (heartbeats) overtake the others that wait in this process.
+        ``urgent`` writes (heartbeats) overtake the others that wait in this process. Errors are the driver's own.
         """
         if self.is_sqlite:
             with self._write_queue.turn(urgent=urgent), self.engine.connect() as connection:
@@ -225,16 +230,20 @@ class Database:
 
         ``work`` may run several times and must not have effects outside the
         transaction. ``single`` says that it is one statement on PostgreSQL, which
-        is then its own transaction. Raises ``StoreUnreachable`` when the store is away.
+        is then its own transaction. Raises ``StoreUnreachable`` while the store is away or cannot take it,
+        ``StatementRefused`` where that is the fault of what ``work`` writes.
         """
-        tries = 0
+        tries, began = 0, time.monotonic()
         while True:
             tries += 1
             try:
                 with self._single() if single else self.write(urgent=urgent) as connection:
                     return work(connection)
-            except (DBAPIError, PoolTimeout) as error:
-                if _is_transient(error) and tries < _MAX_TRIES:
+            except Exception as error:
+                if not is_fault(error):
+                    raise
+                may_try = tries < _MAX_TRIES and time.monotonic() - began < _MAX_TRYING_SECONDS
+                if may_try and _is_transient(error):
                     time.sleep(random.uniform(0, 0.01 * 2**tries))
                     continue
                 raise self._translated(error) from error
@@ -247,25 +256,18 @@ class Database:
             text("SELECT set_config('paidonce.clock_offset_us', :offset, true)"), {"offset": str(offset)}
         )
 
-    def _translated(self, error: Exception) -> Exception:
-        if isinstance(error, PoolTimeout) or (isinstance(error, DBAPIError) and is_disconnection(error)):
-            shown = self.url.render_as_string(hide_password=True)
-            cause = str(getattr(error, "orig", error)).strip().splitlines()
-            return StoreUnreachable(
-                f"the store at {shown} cannot be reached: {cause[0] if cause else error}; "
-                "check PAIDONCE_DATABASE_URL and that the server runs; nothing was lost"
-            )
-        return error
+    def _translated(self, error: Exception) -> StoreError:
+        if not self.is_sqlite and is_of_this_session(error):
+            self.engine.dispose()  # connections that are in use are closed when they come back
+        return error_for(error, self.url.render_as_string(hide_password=True))
 
     def detached_connection(self) -> Any:
         """A connection of the driver's own that the pool knows nothing of; whoever takes it closes it."""
-        try:
+        with self.translating():
             pooled = self.engine.raw_connection()
-        except (DBAPIError, PoolTimeout) as error:
-            raise self._translated(error) from error
-        connection = pooled.dbapi_connection
-        pooled.detach()
-        return connection
+            connection = pooled.dbapi_connection
+            pooled.detach()
+            return connection
 
     def now_us(self) -> int:
         """The store's clock."""
@@ -277,28 +279,8 @@ class Database:
         self.engine.dispose()
 
 
-def _sqlstate(error: BaseException) -> str | None:
-    return getattr(getattr(error, "orig", None), "sqlstate", None)
-
-
 def _is_transient(error: Exception) -> bool:
-    if _sqlstate(error) in _TRANSIENT_SQLSTATES:
-        return True
-    message = str(getattr(error, "orig", ""))
-    return "database is locked" in message or "database table is locked" in message
-
-
-def is_disconnection(error: DBAPIError) -> bool:
-    """Whether the error says that the server or the connection is gone."""
-    if error.connection_invalidated or _sqlstate(error) in _GONE_SQLSTATES:
-        return True
-    if not isinstance(error, OperationalError | InterfaceError):
-        return False
-    message = str(error.orig)
-    if "no such table" in message or "no such column" in message or "database is locked" in message:
-        return False
-    state = _sqlstate(error)
-    return state is None or state.startswith("08")
+    return is_passing(error)
 
 
 def _refuse_network_file_system(path: Path) -> None:

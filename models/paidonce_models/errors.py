@@ -10,7 +10,10 @@
     ├── ConfigurationError          settings, modules, policy files
     │   └── ModuleNotLoadable
     ├── StoreError
-    │   ├── StoreUnreachable
+    │   ├── StoreUnreachable        waited for: no connection, or
+    │   │   ├── StoreUnavailable    … the store cannot take this now: full, read-only, out of memory
+    │   │   └── StoreDenied         … the store does not let us in
+    │   ├── StatementRefused        about one statement or its data; tried again it is refused again
     │   ├── SchemaMismatch          the database is at another schema
     │   └── IllegalTransition       a state machine was asked for a move it does not have
     ├── BrokerUnreachable
@@ -135,6 +138,27 @@ class StoreUnreachable(StoreError):
     """The store cannot be reached; check PAIDONCE_DATABASE_URL and that the server runs. Nothing was lost."""
 
     code = "store_unreachable"
+
+
+class StoreUnavailable(StoreUnreachable):
+    """The store answers and cannot take this now: full, read-only, out of memory. Nothing was lost."""
+
+    code = "store_unavailable"
+
+
+class StoreDenied(StoreUnreachable):
+    """The store does not let us in, or is no store; check PAIDONCE_DATABASE_URL. Nothing was changed."""
+
+
+class StatementRefused(StoreError):
+    """The store refuses this very statement or its data, now and later; the store itself is well."""
+
+    code = "statement_refused"
+
+    @property
+    def is_about_data(self) -> bool:
+        """Whether other data would be taken; otherwise the statement does not fit the schema."""
+        return bool(self.details.get("about_data", True))
 
 
 class SchemaMismatch(StoreError):

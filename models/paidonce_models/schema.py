@@ -40,8 +40,11 @@ def current_revision(database: Database) -> str | None:
 
 
 def upgrade(database: Database) -> str:
-    """Bring the store to this code's schema; safe when many processes do it at once. Returns the revision."""
-    with _one_at_a_time(database):
+    """Bring the store to this code's schema; safe when many processes do it at once. Returns the revision.
+
+    Raises ``StoreError`` where the store cannot be written.
+    """
+    with database.translating(), _one_at_a_time(database):
         config = _config()
         with database.engine.connect() as connection:
             connection = connection.execution_options(paidonce_write=True)
@@ -57,7 +60,7 @@ def ensure_schema(database: Database) -> None:
     """Create the schema of an empty SQLite store; refuse a store that is at another one.
 
     PostgreSQL is never changed here: there ``paidonce db upgrade`` is a step of
-    its own. Raises ``SchemaMismatch``.
+    its own. Raises ``SchemaMismatch``, or ``StoreUnreachable`` while the store is away.
     """
     current, head = current_revision(database), head_revision()
     if current == head:

@@ -26,7 +26,7 @@ from paidonce.replay.machine import Machine
 from paidonce.replay.progress import progress_of
 from paidonce.taking_on import TakeOn, claim_taken
 from paidonce_models.database import Database
-from paidonce_models.errors import ReplayError
+from paidonce_models.errors import PaidonceError, ReplayError, StatementRefused, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.states import RunState
 from paidonce_models.store.advancing import Progress, write_progress
@@ -183,6 +183,13 @@ class Advancer:
                 messages = self._database.transact(write, single=single)
             except _Overtaken:
                 continue
+            except StatementRefused as error:
+                if not error.is_about_data:
+                    raise
+                # Tried again it would be refused again, at every message: a person must see it.
+                declaration = self._registry.agent(head.agent, head.agent_version)
+                self._block(entry, head, error, "" if declaration is None else declaration.signature)
+                return AdvanceResult()
             self._remember(progress)
             self._settle(entry, machine)
             return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us)
@@ -276,7 +283,7 @@ class Advancer:
         entry.drop()
         self._cache.forget(entry.run_id)
 
-    def _block(self, entry: CacheEntry, head: RunHead, error: ReplayError, signature: str) -> None:
+    def _block(self, entry: CacheEntry, head: RunHead, error: PaidonceError, signature: str) -> None:
         entry.drop()
         log.error(
             "run %s is blocked: %s",
@@ -305,7 +312,8 @@ class Advancer:
         ``recorded_at_us`` estimates the store's clock. A completion that the
         store refuses is recorded as fenced or cancelled, with its spend. May be
         called again after ``StoreUnreachable``: an attempt that was accepted already says so. Where it is one
-        commit, one new step may be claimed in it: see ``take_on``.
+        commit, one new step may be claimed in it: see ``take_on``. Raises ``StatementRefused`` where the store
+        refuses the completion itself; what it refuses of the advance is not the attempt's fault.
         """
         if completion.is_final and self.holds(completion.claim.agent):
             entry = self._cache.entry(completion.claim.run_id)
@@ -314,6 +322,14 @@ class Advancer:
                     together = (
                         None if entry.evicted else self._complete_together(entry, completion, recorded_at_us, take_on)
                     )
+                except StoreUnreachable:
+                    raise
+                except StatementRefused:  # the completion or the advance: apart it shows which
+                    together = None
+                except Exception as error:  # noqa: BLE001 - whatever the advance met, the result was paid
+                    entry.drop()
+                    together = None
+                    _log_apart(completion, error)
                 finally:
                     entry.lock.release()
                 if together is not None:
@@ -322,7 +338,11 @@ class Advancer:
         if acceptance is not Acceptance.ACCEPTED or not completion.is_final:
             return AdvanceResult(acceptance=acceptance)
         self._remember(None, completion)
-        result = self.advance(completion.claim.run_id)
+        try:
+            result = self.advance(completion.claim.run_id)
+        except StatementRefused as error:  # not of the completion, which is written: the sweeper asks again
+            _log_apart(completion, error)
+            result = AdvanceResult()
         result.acceptance = acceptance
         return result
 
@@ -412,3 +432,13 @@ class Advancer:
             acceptance=Acceptance.ACCEPTED,
             claim=None if taken is None else claim_taken(head, progress, taken, at_us),
         )
+
+
+def _log_apart(completion: Completion, error: Exception) -> None:
+    log.error(
+        "step %d of run %s: its end is written without the advance that it leads to, which failed: %s",
+        completion.claim.position,
+        completion.claim.run_id,
+        error.message if isinstance(error, PaidonceError) else type(error).__name__,
+        extra={"event": "advance_failed", "run_id": completion.claim.run_id, "step": completion.claim.position},
+    )

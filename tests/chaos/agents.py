@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import signal
 import urllib.request
 
@@ -43,6 +44,22 @@ async def free_sequence(server: str, steps: int, latency_ms: float) -> int:
     for number in range(steps):
         await free_call(server, number, latency_ms, 50)
     return steps
+
+
+@step(max_lost=MAX_LOST)
+async def large_call(server: str, number: int, latency_ms: float, answer_bytes: int) -> str:
+    """A paid call whose answer no compression makes small: a full disk has no room for it."""
+    text: str = await paid_call.fn(server, number, latency_ms, 50)
+    return text + random.Random(number).randbytes(answer_bytes).hex()
+
+
+@agent
+async def large_answers(server: str, steps: int, latency_ms: float, answer_bytes: int = 400_000) -> int:
+    """Large calls one after the other."""
+    answers = 0
+    for number in range(steps):
+        answers += len(await large_call(server, number, latency_ms, answer_bytes)) > answer_bytes
+    return answers
 
 
 @step

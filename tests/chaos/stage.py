@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,9 @@ class Stage:
         pool: str | None = None,
         modules: str = ALL_AGENTS,
         environment: Mapping[str, str] | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Fleet:
-        """Start the fleet and wait until all of it takes part."""
+        """Start the fleet and wait until all of it takes part; ``meanwhile`` something may happen to its servers."""
         self.fleet = Fleet(
             environment={**self.environment, "PYTHONWARNINGS": "ignore", **(environment or {})},
             folder=self.folder,
@@ -96,6 +97,8 @@ class Stage:
             pool=pool,
             modules=modules,
         )
+        if meanwhile is not None:
+            meanwhile()
         self.wait_until_registered()
         return self.fleet
 

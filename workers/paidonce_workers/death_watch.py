@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 
 from sqlalchemy import Connection
 
 from paidonce.publishing import Publisher
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError
+from paidonce_models.errors import StatementRefused, StoreError
 from paidonce_models.liveness import remove_lock_file
 from paidonce_models.store.messages import Message
 from paidonce_models.store.sweeping import resign, take_back
@@ -104,11 +105,12 @@ class DeathWatch:
             keys = leases_of(connection, worker)
         messages: list[Message] = []
         for key in keys:
-            message = self._database.transact(
-                lambda connection, key=key: take_back(  # type: ignore[misc]
-                    connection, key, why=f"its process {worker} ended", anyway=True, owner=worker
-                )
-            )
+            reclaim = partial(take_back, key=key, why=f"its process {worker} ended", anyway=True, owner=worker)
+            try:
+                message = self._database.transact(reclaim)
+            except StatementRefused as error:  # one row must not keep the others from being reclaimed
+                log.error("step %d of run %s: %s", key.position, key.run_id, error.message)
+                continue
             log.warning(
                 "step %d of run %s: attempt %d is lost, its process has ended",
                 key.position,

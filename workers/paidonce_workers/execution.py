@@ -31,7 +31,6 @@ from paidonce_models.store.advancing import NewStep
 from paidonce_models.store.claims import Claim, Claimant
 from paidonce_models.store.completion import Acceptance, Completion
 from paidonce_models.store.leases import LeaseKey, hand_back, mark_unknown
-from paidonce_models.store.ledger import insert_calls
 from paidonce_models.store.messages import Message, StepMessage
 from paidonce_models.store.sweeping import take_back
 from paidonce_models.usage import CallRecord
@@ -45,6 +44,7 @@ from paidonce_workers.interrupt import Reason, shielded
 from paidonce_workers.isolation import ChildDied, run_in_child
 from paidonce_workers.own_claims import OwnClaims
 from paidonce_workers.patience import Patience
+from paidonce_workers.refused_completions import record_in_some_form, record_with_calls
 from paidonce_workers.resilience import AttemptCircuits, Gate, StepCircuits, act_on_refusal
 from paidonce_workers.soon import Soon
 from paidonce_workers.turn import Turn, current_turn, keep_here
@@ -177,7 +177,11 @@ class Executor:
         def recorded_at_us() -> int:
             return claim.claimed_at_us + int((time.monotonic() - claimed) * 1e6)
 
-        result = self._complete_patiently(completion, recorded_at_us, turn)
+        self._held.add(lease)  # until the store has answered: it may be away for longer than a lease
+        try:
+            result = self._complete_patiently(completion, recorded_at_us, turn)
+        finally:
+            self._held.remove(key)
         self._follow_up(claim, completion, result)
 
     def advance(self, run_id: str) -> AdvanceResult:
@@ -218,7 +222,11 @@ class Executor:
 
         def act() -> AdvanceResult:
             again = next(tries) > 1
-            result = self._advancer.complete(completion, recorded_at_us=recorded_at_us, take_on=take_on)
+            result = record_in_some_form(
+                lambda form: self._advancer.complete(form, recorded_at_us=recorded_at_us, take_on=take_on),
+                completion,
+                self._database,
+            )
             result.claim = self.own.take(result.claim)
             if again and take_on is not None and result.acceptance is Acceptance.ACCEPTED and result.claim is None:
                 # As above: the commit whose answer was lost may have claimed the next step.
@@ -357,33 +365,31 @@ class Executor:
         calls = recorder.drain()
 
         def write(connection: Connection) -> StepMessage | None:
-            message = hand_back(connection, key, reason=reason)
-            insert_calls(connection, claim, calls)
-            return message
+            return hand_back(connection, key, reason=reason)
 
         message = self._patiently(
-            lambda: self._database.transact(write), f"handing back step {key.position} of run {key.run_id}"
+            lambda: record_with_calls(self._database, claim, calls, write),
+            f"handing back step {key.position} of run {key.run_id}",
         )
         if message is not None:
             self._publisher.publish([message])
 
     def _leave_unknown(self, claim: Claim, error: BodyTimedOut, calls: Sequence[CallRecord]) -> None:
-        def write(connection: Connection) -> None:
-            mark_unknown(connection, key_of(claim), error=error.to_json())
-            insert_calls(connection, claim, calls)
+        def write(connection: Connection) -> bool:
+            return mark_unknown(connection, key_of(claim), error=error.to_json())
 
         self._patiently(
-            lambda: self._database.transact(write), f"the time-out of step {claim.position} of run {claim.run_id}"
+            lambda: record_with_calls(self._database, claim, calls, write),
+            f"the time-out of step {claim.position} of run {claim.run_id}",
         )
 
     def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
         def write(connection: Connection) -> Message | None:
-            message = take_back(connection, key_of(claim), why=error.message, anyway=True)
-            insert_calls(connection, claim, calls)
-            return message
+            return take_back(connection, key_of(claim), why=error.message, anyway=True)
 
         message = self._patiently(
-            lambda: self._database.transact(write), f"the loss of step {claim.position} of run {claim.run_id}"
+            lambda: record_with_calls(self._database, claim, calls, write),
+            f"the loss of step {claim.position} of run {claim.run_id}",
         )
         if message is not None:
             self._publisher.publish([message])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError
+from paidonce_models.errors import StatementRefused, StoreError, StoreUnavailable
 from paidonce_models.store.leases import LeaseKey, renew_leases
 from paidonce_models.store.ledger import NewCalls, insert_calls_of
 from paidonce_models.store.workers import worker_seen
@@ -55,6 +55,8 @@ class Heartbeat:
         self._lease_us = int(lease_seconds * 1e6)
         self._every_seconds = every_seconds
         self._breakers = breakers
+        self._fails = False
+        self._keeps_calls = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="paidonce-heartbeat", daemon=True)
 
@@ -84,8 +86,11 @@ class Heartbeat:
             try:
                 self.beat()
                 self._renew_probes()
+                self._fails = False
             except StoreError as error:
-                log.warning("leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
+                # Said once: a store that is full for an hour has eighteen hundred beats.
+                level, self._fails = (logging.DEBUG if self._fails else logging.WARNING), True
+                log.log(level, "leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
             except Exception:
                 log.exception("the heartbeat failed", extra={"event": "heartbeat_failed"})
 
@@ -101,10 +106,14 @@ class Heartbeat:
         if not held and not late and self._registered_as is None:
             return
         spending = list({lease.key: lease for lease in (*held, *late)}.values())  # one may have ended in between
-        with _flushing(spending) as calls:
-            states = self._database.transact(
-                lambda connection: self._write(connection, held, spending, calls), urgent=True
-            )
+        try:
+            with _flushing(spending) as calls:
+                states = self._database.transact(
+                    lambda connection: self._write(connection, held, spending, calls), urgent=True
+                )
+            self._keeps_calls = False
+        except (StoreUnavailable, StatementRefused) as error:
+            states = self._renew_alone(held, error)
         for lease in held:
             state = states.get(lease.key)
             if state in ("running", "unknown") or not self._held.holds(lease.key):
@@ -118,6 +127,21 @@ class Heartbeat:
                     reason,
                     extra={"event": "step_interrupted", "run_id": lease.key.run_id, "step": lease.key.position},
                 )
+
+    def _renew_alone(self, held: list[HeldLease], error: StoreError) -> dict[LeaseKey, str]:
+        """A store that takes no rows (it is full) may still change some: a lease must not run out for its calls.
+
+        The calls have been put back and come with a later beat, or with the end of their attempts.
+        """
+        states = self._database.transact(lambda connection: self._write(connection, held, [], {}), urgent=True)
+        level, self._keeps_calls = (logging.DEBUG if self._keeps_calls else logging.WARNING), True
+        log.log(
+            level,
+            "leases are renewed, finished calls cannot be written and are kept: %s",
+            error.message,
+            extra={"event": "calls_kept"},
+        )
+        return states
 
     def _write(
         self,

@@ -3,69 +3,110 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
 from paidonce_models.encoding import canonical_sha256, encode_json
-from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError
+from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError, StatementRefused, StoreUnreachable
 from paidonce_models.payloads import split
 from paidonce_models.queues import DEFAULT_QUEUE
 from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.submission import NewRun, Submitted, submit_failed_run, submit_run
 from paidonce_models.store.workers import queue_of_agent
+from paidonce_workers.patience import WorkerStopping
 
 if TYPE_CHECKING:
     from paidonce_workers.worker_process import WorkerProcess
 
+
+log = logging.getLogger(__name__)
 
 PARAMETERS = ("agent", "input", "key", "tags", "priority", "queue")
 POSITIONAL = 4
 """How many of them a producer may leave without a name."""
 LONGEST_KEPT_BODY = 10_000
 """Characters of a body that nobody can read, kept for whoever looks for the mistake."""
+PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
+"""Before a submission that met an error which nobody foresaw is tried again; after the last it is refused."""
 EXPECTED_BODY = '[[], {"agent": "NAME", "input": {"ARGUMENT": "VALUE"}}, {}]'
 
 
+class SubmissionNotTaken(PaidonceError):
+    """A submission met an error that nobody foresaw; what was sent is kept as the run's input."""
+
+    code = "submission_not_taken"
+
+
 def take_submission(process: WorkerProcess, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Submitted:
-    """Create the run that a ``paidonce.submit`` message asks for.
+    """Create the run that a ``paidonce.submit`` message asks for, or a failed one that says why not.
 
     Without a key the task's id is the key, so that a redelivered message finds
-    its run; it is an alias of the run in any case. Waits while the store is away.
+    its run; it is an alias of the run in any case. Waits while the store is away
+    or cannot take it: the message is the only copy. Whatever else happens is
+    tried again a few times and then refused, so that no message spins.
     """
     found = {**kwargs, **dict(zip(PARAMETERS, args, strict=False))}
-    agent, given, tags = found.get("agent"), found.get("input"), found.get("tags")
-    own_key = task_id if found.get("key") is None else found["key"]
-    try:
-        _check_arguments(args, kwargs)
-        if not is_alias(task_id):
-            raise InvalidInput(
-                f"the id of a task must have 1 to {MAX_ALIAS_CHARACTERS} characters, found {task_id!r:.80}"
+    for pause in (*PAUSES_SECONDS, None):
+        try:
+            return _create(process, task_id, args, kwargs, found)
+        except WorkerStopping:
+            raise
+        except (InvalidInput, KeyConflict, StatementRefused) as error:
+            refusal: PaidonceError = error
+            break
+        except Exception as error:
+            log.exception(
+                "submission %s could not be taken (%s) and is %s",
+                task_id,
+                type(error).__name__,
+                "refused" if pause is None else f"tried again in {pause:g} s",
+                extra={"event": "submission_failed"},
             )
-        declaration = process.registry.agent(agent) if isinstance(agent, str) else None
-        queue = found.get("queue")
-        if declaration is None and queue is None and isinstance(agent, str):
-            queue = process.patience.until_done(lambda: _queue_of(process, agent), f"submission {task_id}")
-        new = new_run(
-            process.settings,
-            agent,
-            {} if given is None else given,
-            declaration=declaration,
-            key=own_key,
-            tags=tags,
-            priority=found.get("priority", 5),
-            queue=queue,
-            alias=task_id,
-        )
-        submitted = process.patience.until_done(
-            lambda: process.database.transact(lambda connection: submit_run(connection, new), single=True),
-            f"submission {task_id}",
-        )
-    except (InvalidInput, KeyConflict) as error:
-        refused = error  # the name is unbound behind the clause
-        return process.patience.until_done(
-            lambda: _record_failure(process, task_id, agent, given, tags, refused), f"submission {task_id}"
-        )
+            refusal = SubmissionNotTaken(
+                f"the submission could not be taken: {type(error).__name__}: {error!s:.500}; this is a bug in "
+                "Paidonce: please report it. What was sent is the input of this run"
+            )
+            if pause is not None:
+                process.patience.pause(pause, f"submission {task_id}")
+    return process.patience.until_stored(
+        lambda: _refuse(process, task_id, found.get("agent"), found.get("input"), found.get("tags"), refusal),
+        f"submission {task_id}",
+    )
+
+
+def _create(
+    process: WorkerProcess,
+    task_id: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    found: Mapping[str, Any],
+) -> Submitted:
+    """The run, durable. Raises ``InvalidInput``, ``KeyConflict`` or ``StatementRefused`` for what is no run."""
+    agent, given = found.get("agent"), found.get("input")
+    _check_arguments(args, kwargs)
+    if not is_alias(task_id):
+        raise InvalidInput(f"the id of a task must have 1 to {MAX_ALIAS_CHARACTERS} characters, found {task_id!r:.80}")
+    declaration = process.registry.agent(agent) if isinstance(agent, str) else None
+    queue = found.get("queue")
+    if declaration is None and queue is None and isinstance(agent, str) and is_name(agent):
+        queue = process.patience.until_stored(lambda: _queue_of(process, agent), f"submission {task_id}")
+    new = new_run(
+        process.settings,
+        agent,
+        {} if given is None else given,
+        declaration=declaration,
+        key=task_id if found.get("key") is None else found["key"],
+        tags=found.get("tags"),
+        priority=found.get("priority", 5),
+        queue=queue,
+        alias=task_id,
+    )
+    submitted = process.patience.until_stored(
+        lambda: process.database.transact(lambda connection: submit_run(connection, new), single=True),
+        f"submission {task_id}",
+    )
     if submitted.created:
         message = AdvanceMessage(
             run_id=submitted.run_id, agent=new.agent, queue=submitted.queue, priority=submitted.priority
@@ -81,7 +122,20 @@ def refuse_submission(process: WorkerProcess, task_id: str, body: Any, found: st
     """
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
     error = InvalidInput(f"the body of this paidonce.submit message cannot be used: {found}; expected {EXPECTED_BODY}")
-    return _record_failure(process, task_id, None, {"unreadable": text[:LONGEST_KEPT_BODY]}, None, error)
+    return _refuse(process, task_id, None, {"unreadable": text[:LONGEST_KEPT_BODY]}, None, error)
+
+
+def _refuse(process: WorkerProcess, task_id: str, agent: Any, given: Any, tags: Any, error: PaidonceError) -> Submitted:
+    """A failed run; a plainer one where the store refuses it, or something in it cannot be kept at all."""
+    try:
+        return _record_failure(process, task_id, agent, given, tags, error)
+    except StoreUnreachable:
+        raise
+    except Exception:
+        log.exception("submission %s is refused in plain words", task_id, extra={"event": "submission_failed"})
+    kept = {"unreadable": ascii(given)[:LONGEST_KEPT_BODY]}
+    plain = InvalidInput(error.message.encode("ascii", "backslashreplace").decode()[:LONGEST_KEPT_BODY])
+    return _record_failure(process, task_id, None, kept, None, plain)
 
 
 def _check_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

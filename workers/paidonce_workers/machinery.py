@@ -41,6 +41,12 @@ class Machinery:
     hand_back_seconds: float = 3.0
     """How long ``on_drain_expired`` may take; a store that is down must not keep the process."""
 
+    before_start: Callable[[], object] | None = None
+    """Called by the worker program before it consumes anything; returns when the store answers.
+
+    Raises ``PaidonceError``: the worker cannot work with this store at all.
+    """
+
     on_drain_expired: DrainExpiredHook | None = None
     """Called once with the keys of bodies that did not even end when interrupted: hand them back in the store."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from paidonce_models.errors import PaidonceError, StoreUnreachable
+from paidonce_models.errors import PaidonceError, StatementRefused, StoreUnavailable, StoreUnreachable
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 
 
@@ -23,10 +26,16 @@ class WorkerStopping(PaidonceError):
 
 
 class Patience:
-    """Tries again for as long as the process is not stopping."""
+    """Tries again for as long as the process is not stopping.
+
+    Says once that the store is away, however many threads wait for it, and once that it is back.
+    """
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._told: set[str] = set()
 
     def stop(self) -> None:
         """Give up waiting from now on."""
@@ -37,17 +46,69 @@ class Patience:
         """Whether the process is stopping."""
         return self._stopping.is_set()
 
-    def until_done(self, act: Callable[[], T], what: str) -> T:
-        """Call ``act`` until the store answers. Raises ``WorkerStopping`` when the process stops first."""
-        pause = 0.1
-        told = False
-        while True:
-            try:
-                return act()
-            except StoreUnreachable as error:
-                if not told:
-                    log.warning("%s waits: %s", what, error.message, extra={"event": "store_away"})
-                    told = True
-                if self._stopping.wait(pause):
-                    raise WorkerStopping(f"{what} was given up because the worker stops: {error.message}") from error
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+    def until_done(self, act: Callable[[], T], what: str, *, unless: type[StoreUnreachable] | None = None) -> T:
+        """Call ``act`` until the store answers. Raises ``WorkerStopping`` when the process stops first.
+
+        ``unless`` is a kind of answer that is raised and not waited for.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        waits = False
+        try:
+            while True:
+                try:
+                    return act()
+                except StoreUnreachable as error:
+                    if unless is not None and isinstance(error, unless):
+                        raise
+                    self._tell(what, error, is_new=not waits)
+                    waits = True
+                    # At random, as hundreds of threads may wait for the same moment.
+                    if self._stopping.wait(pause * random.uniform(0.5, 1.0)):
+                        raise WorkerStopping(
+                            f"{what} was given up because the worker stops: {error.message}"
+                        ) from error
+                    pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        finally:
+            if waits:
+                self._end_waiting()
+
+    def until_stored(self, act: Callable[[], T], what: str) -> T:
+        """``until_done`` for what nobody else has: a statement that does not fit the schema now is waited for too."""
+        return self.until_done(partial(insist, act), what)
+
+    def pause(self, seconds: float, what: str) -> None:
+        """Wait for something else than the store. Raises ``WorkerStopping`` when the process stops first."""
+        if self._stopping.wait(seconds):
+            raise WorkerStopping(f"{what} was given up because the worker stops")
+
+    def _tell(self, what: str, error: StoreUnreachable, *, is_new: bool) -> None:
+        with self._lock:
+            self._waiting += is_new
+            is_told = error.code in self._told
+            self._told.add(error.code)
+        if not is_told:
+            log.warning("%s waits: %s", what, error.message, extra={"event": "store_away"})
+        elif is_new:
+            log.debug("%s waits too: %s", what, error.message)
+
+    def _end_waiting(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+            is_over = self._waiting == 0
+            if is_over:
+                self._told.clear()
+        if is_over and not self.stopping:
+            log.warning("the store is back: nothing waits for it any more", extra={"event": "store_back"})
+
+
+def insist(act: Callable[[], T]) -> T:
+    """Call ``act``, whose statements were right until now: what refuses them is a schema that is being changed.
+
+    Raises ``StoreUnavailable`` for that; data that the store refuses stays ``StatementRefused``.
+    """
+    try:
+        return act()
+    except StatementRefused as error:
+        if error.is_about_data:
+            raise
+        raise StoreUnavailable(f"{error.message}; is the schema being changed?") from error

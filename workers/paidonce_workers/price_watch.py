@@ -33,6 +33,7 @@ class PriceWatch:
         self._namespace = namespace
         self._book = PriceBook()
         self._was_read = False
+        self._was_told = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="paidonce-prices", daemon=True)
 
@@ -58,18 +59,20 @@ class PriceWatch:
                 rows = [view.row for view in read_price_rows(connection, self._namespace)]
             book = PriceBook(rows)
         except PaidonceError as error:
-            log.warning(
+            log.log(
+                logging.DEBUG if self._was_told else logging.WARNING,
                 "price rows could not be read, those known before are used: %s",
                 error.message,
                 extra={"event": "prices_not_read"},
             )
+            self._was_told = True
             return
         except Exception:
             log.exception(
                 "price rows could not be read, those known before are used", extra={"event": "prices_not_read"}
             )
             return
-        self._was_read = True
+        self._was_read, self._was_told = True, False
         if book.rows != self._book.rows:
             # A book remembers what it has looked up, so an unchanged one is kept.
             self._book = book

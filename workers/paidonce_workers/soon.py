@@ -56,9 +56,13 @@ class Soon:
             self._add(wake_at_us / 1e6 - time.time() + 0.002, lambda: self._fire(run_id))
 
     def hand_on_advance(self, run_id: str) -> None:
-        """Publish an advance for workers that hold the run's agent."""
-        with self._database.read() as connection:
-            head = read_head(connection, run_id)
+        """Publish an advance for workers that hold the run's agent; while the store is away, the sweeper does."""
+        try:
+            with self._database.read() as connection:
+                head = read_head(connection, run_id)
+        except StoreError as error:
+            log.debug("left to the sweeper: %s", error)
+            return
         if head is not None:
             message = AdvanceMessage(run_id=run_id, agent=head.agent, queue=head.queue, priority=head.priority)
             self._publisher.publish([message])

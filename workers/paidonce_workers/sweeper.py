@@ -15,12 +15,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from sqlalchemy import Connection, text
 
 from paidonce.publishing import Publisher
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError
+from paidonce_models.errors import StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.store.blocking import block_unheld
 from paidonce_models.store.held_steps import let_go, steps_with_room, tidy_held_steps
 from paidonce_models.store.messages import Message
@@ -196,7 +197,7 @@ class Sweeper:
         with self._database.read() as connection:
             timers = due_timers(connection, namespace=self._namespace, shard=shard)
         for timer in timers:
-            fired = self._database.transact(lambda connection, run_id=timer.run_id: fire_timer(connection, run_id))  # type: ignore[misc]
+            fired = self._one_of_many(partial(fire_timer, run_id=timer.run_id))
             if fired is not None:
                 messages.append(fired)
         due = self._database.transact(lambda connection: take_due(connection, namespace=self._namespace, shard=shard))
@@ -210,13 +211,21 @@ class Sweeper:
             self._database.transact(self._forget)
         return messages
 
+    def _one_of_many(self, act: Callable[[Connection], Message | None]) -> Message | None:
+        """One transaction of a round; a row that the store refuses must not keep all others from being served."""
+        try:
+            return self._database.transact(act)
+        except StatementRefused as error:
+            log.error("one of many is left out: %s", error.message, extra={"event": "sweep_refused"})
+            return None
+
     def _let_go(self, shard: int) -> list[Message]:
         """Schedule steps that a budget has held and that it has room for now."""
         with self._database.read() as connection:
             found = steps_with_room(connection, namespace=self._namespace, shard=shard)
         messages: list[Message] = []
         for key in found:
-            message = self._database.transact(lambda connection, key=key: let_go(connection, key))  # type: ignore[misc]
+            message = self._one_of_many(partial(let_go, key=key))
             if message is not None:
                 messages.append(message)
         return messages
@@ -235,7 +244,7 @@ class Sweeper:
         for _ in range(ROLL_UP_BATCHES):
             try:
                 rolled = self._database.transact(lambda connection: roll_up(connection, self._namespace))
-            except StoreError:
+            except StoreUnreachable:
                 raise
             except Exception:  # sums that lag are slow and right; nothing may keep the sweep from taking back
                 log.exception("the ledger's sums could not be kept", extra={"event": "roll_up_failed"})
@@ -253,9 +262,7 @@ class Sweeper:
         messages: list[Message] = []
         why = f"worker not heard of for {self._lease_seconds:g} s"
         for key in expired:
-            message = self._database.transact(
-                lambda connection, key=key: take_back(connection, key, why=why)  # type: ignore[misc]
-            )
+            message = self._one_of_many(partial(take_back, key=key, why=why))
             log.warning(
                 "step %d of run %s: attempt %d is lost, its worker was not heard of",
                 key.position,

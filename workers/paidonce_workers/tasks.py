@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from paidonce_workers.patience import WorkerStopping
 from paidonce_workers.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
+
+REQUEUE_SECONDS = 2.0
+"""Before a submission comes back that could not even be refused."""
 
 Current = Callable[[], WorkerProcess]
 
@@ -34,14 +38,14 @@ def register_tasks(app: Celery, registry: Registry, current: Current) -> None:
         if result.outcome is Advanced.NOT_HELD:
             process.hand_on_advance(run)
 
-    def submit(self: Any, *args: Any, **kwargs: Any) -> None:
+    def submit(self: Any, /, *args: Any, **kwargs: Any) -> None:
         """Create a run for a producer that has only the broker."""
-        process = current()
-        with _redelivered_when_stopping():
-            take_submission(process, str(self.request.id), args, kwargs)
+        with _kept_until_stored():
+            take_submission(current(), str(self.request.id), args, kwargs)
 
     app.task(name=ADVANCE_TASK, typing=False)(advance)
-    app.task(name=SUBMIT_TASK, typing=False, bind=True)(submit)
+    # Not acknowledged by a worker's `--time-limit` either: while the store is full it may take any time.
+    app.task(name=SUBMIT_TASK, typing=False, bind=True, acks_on_timeout=False)(submit)
 
 
 def _register_step(app: Celery, name: str, current: Current) -> None:
@@ -69,6 +73,27 @@ def _address(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
         extra={"event": "message_malformed"},
     )
     return None, None
+
+
+class _kept_until_stored:
+    """Gives the message back for any error, after a pause: it is the only copy of a submission."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        if not isinstance(error, WorkerStopping):
+            log.error(
+                "a submission could be neither taken nor refused (%s); its message returns in %.0f s",
+                type(error).__name__,
+                REQUEUE_SECONDS,
+                extra={"event": "submission_requeued"},
+                exc_info=error,
+            )
+            time.sleep(REQUEUE_SECONDS)
+        raise Reject(type(error).__name__, requeue=True) from error
 
 
 class _redelivered_when_stopping:

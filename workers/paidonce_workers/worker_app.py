@@ -18,10 +18,11 @@ from paidonce.policies.targets import Target
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
-from paidonce_models.errors import PaidonceError
+from paidonce_models.errors import PaidonceError, StoreDenied, StoreUnreachable
 from paidonce_models.schema import ensure_schema
 from paidonce_workers.intake import refuse_submission
 from paidonce_workers.machinery import Machinery
+from paidonce_workers.patience import Patience
 from paidonce_workers.tasks import register_tasks
 from paidonce_workers.worker_process import WorkerProcesses
 from paidonce_workers.worker_program import choose_pool
@@ -36,15 +37,14 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     book = policies_from_settings(settings)
     refuse_misfits(book, list(registry.steps))
     settings.home.mkdir(parents=True, exist_ok=True)
-    check = Database(settings.database_url, pool_size=1)
-    ensure_schema(check)
-    check.close()
+    _check_store(settings)
     app = build_celery_app(settings, connections=settings.concurrency + SPARE_CONNECTIONS)
     app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"
     if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
         app.conf.worker_concurrency = settings.concurrency
     machinery = Machinery(drain_seconds=settings.drain_seconds, turn_seconds=settings.turn_seconds)
     processes = WorkerProcesses(app=app, settings=settings, registry=registry, machinery=machinery)
+    machinery.before_start = functools.partial(wait_for_store, settings)
     machinery.on_unknown_step = lambda *message: processes.current().hand_on_step(*message)
     machinery.on_refused_submission = lambda *found: refuse_submission(processes.current(), *found)
     machinery.on_drain_expired = lambda keys: processes.current().hand_back_held(keys)
@@ -53,6 +53,34 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     register_tasks(app, registry, processes.current)
     _connect(app, processes, idle_targets(book, registry.steps, settings.provider_hosts))
     return app
+
+
+def _check_store(settings: Settings) -> None:
+    """Refuse a store that no waiting makes right. One that is away is waited for by the worker program.
+
+    Other programs of Celery (``inspect``, ``status``) make this app too and need no store.
+    """
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        ensure_schema(database)
+    except StoreDenied:
+        raise
+    except StoreUnreachable:
+        return
+    finally:
+        database.close()
+
+
+def wait_for_store(settings: Settings) -> None:
+    """Return when the store answers and is at our schema: it may be restarting just now.
+
+    Raises ``SchemaMismatch``, or ``StoreDenied`` where it does not let us in.
+    """
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        Patience().until_done(lambda: ensure_schema(database), "the start of this worker", unless=StoreDenied)
+    finally:
+        database.close()
 
 
 def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Target]) -> None:
@@ -64,8 +92,7 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
                 ", ".join(target.source for target in idle),
                 extra={"event": "idle_targets", "targets": [target.name for target in idle]},
             )
-        process.register(sorted((sender.app if sender is not None else app).amqp.queues.consume_from))
-        process.start_sweeper()
+        process.take_part(sorted((sender.app if sender is not None else app).amqp.queues.consume_from))
 
     def stopped(**_: Any) -> None:
         processes.current().stop()
@@ -78,6 +105,8 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
 def the_app() -> PaidonceCelery:
     """The app of this process; a setting or module that cannot be used ends it with one clear line."""
     try:
+        # Two lines at each look at the schema, which is repeated while the store is away.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         settings = load_settings()
         load_modules(settings.agents)
         app = build_worker_app(settings, default_registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from paidonce.registry import Registry
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError
+from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.queues import full_queue_name
 from paidonce_models.schema import ensure_schema
@@ -180,8 +181,31 @@ class WorkerProcess:
         self._sweeper.start()
         self._death_watch.start()
 
+    def take_part(self, queues: Sequence[str]) -> None:
+        """Register and begin to sweep. While the store is away that is put off; the consumer does not wait for it."""
+        try:
+            self.register(queues)
+        except StoreUnreachable:
+            threading.Thread(
+                target=self._take_part_later, args=(queues,), name="paidonce-registration", daemon=True
+            ).start()
+            return
+        self.start_sweeper()
+
+    def _take_part_later(self, queues: Sequence[str]) -> None:
+        try:
+            self.patience.until_done(lambda: self.register(queues), "the registration of this worker")
+        except PaidonceError as error:
+            log.error("this worker is not registered: %s", error.message, extra={"event": "not_registered"})
+            return
+        if not self.patience.stopping:
+            self.start_sweeper()
+
     def register(self, queues: Sequence[str]) -> None:
-        """Say in the store what this worker holds; runs that were blocked for want of it go on."""
+        """Say in the store what this worker holds; runs that were blocked for want of it go on.
+
+        Raises ``StoreUnreachable`` while the store is away.
+        """
         ensure_schema(self.database)
         registration = Registration(
             worker=self.worker,
@@ -202,10 +226,7 @@ class WorkerProcess:
             ],
             steps=[held.name for held in self.registry.steps],
         )
-        messages = self.patience.until_done(
-            lambda: self.database.transact(lambda connection: register_worker(connection, registration)),
-            "the registration of this worker",
-        )
+        messages = self.database.transact(lambda connection: register_worker(connection, registration))
         self.publisher.publish(messages)
 
     def stop(self) -> None:
@@ -257,14 +278,23 @@ class WorkerProcess:
     # -- hooks of the machinery ------------------------------------------------------
 
     def hand_back_held(self, keys: list[Hashable]) -> None:
-        """Give back steps whose bodies could not be ended in time."""
+        """Give back steps whose bodies could not be ended in time; a store that is away is waited for."""
         for key in keys:
-            if isinstance(key, LeaseKey):
-                message = self.database.transact(
-                    lambda connection, key=key: hand_back(connection, key, reason="the worker stopped")  # type: ignore[misc]
+            if not isinstance(key, LeaseKey):
+                continue
+            try:
+                message = self.patience.until_done(
+                    functools.partial(
+                        self.database.transact,
+                        functools.partial(hand_back, key=key, reason="the worker stopped"),
+                    ),
+                    f"handing back step {key.position} of run {key.run_id}",
                 )
-                if message is not None:
-                    self.publisher.publish([message])
+            except StatementRefused as error:  # of this one; the others must not run out of their leases for it
+                log.error("%s", error.message, extra={"event": "hand_back_refused", "run_id": key.run_id})
+                continue
+            if message is not None:
+                self.publisher.publish([message])
 
     def give_away(self, kept: Kept) -> None:
         """Let others do what a thread was to go on with; a store that is away leaves that to the sweeper."""
@@ -292,17 +322,26 @@ class WorkerProcess:
         run, step = kwargs.get("run"), kwargs.get("step")
         if not isinstance(run, str) or not isinstance(step, int):
             return False
-        deferred = self.database.transact(
-            lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
-        )
+        try:
+            deferred = self.database.transact(
+                lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+            )
+        except StatementRefused as error:  # no step has such an address: requeued it would come for ever
+            if error.is_about_data:
+                return False
+            raise
         if deferred is not None:
             self.soon.pass_on(deferred.message, deferred.bounces)
         return True
 
     def hand_on_advance(self, run_id: str) -> None:
-        """An advance for an agent that this worker does not hold."""
-        with self.database.read() as connection:
-            head = read_head(connection, run_id)
+        """An advance for an agent that this worker does not hold; while the store is away, the sweeper does it."""
+        try:
+            with self.database.read() as connection:
+                head = read_head(connection, run_id)
+        except StoreError as error:
+            log.debug("left to the sweeper: %s", error)
+            return
         if head is not None and not head.state.is_terminal:
             message = AdvanceMessage(run_id=run_id, agent=head.agent, queue=head.queue, priority=head.priority)
             self.soon.pass_on(message, 1)

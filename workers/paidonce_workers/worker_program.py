@@ -11,6 +11,7 @@ is kept, except that ``-P threads`` means our threads.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from celery.concurrency import prefork, thread
 from celery.utils.text import str_to_list
 from click.core import ParameterSource
 
+from paidonce_models.errors import PaidonceError
 from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
 from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
@@ -58,6 +60,16 @@ def _comes_from_the_command_lines_default() -> bool:
     return context.get_parameter_source("pool") in (ParameterSource.DEFAULT, None)
 
 
+def _wait_for_the_store(machinery: Machinery) -> None:
+    if machinery.before_start is None:
+        return
+    try:
+        machinery.before_start()
+    except PaidonceError as error:
+        print(f"paidonce: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no types
     """The program; ``app.Worker`` once ``choose_pool`` was called."""
 
@@ -80,6 +92,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
 
     def start(self) -> None:
         """Run until stopped; with our pool, end the process if threads are left that nobody can end."""
+        _wait_for_the_store(machinery_of(self.app))
         if not issubclass(self.pool_cls, TaskPool):
             if issubclass(self.pool_cls, prefork.TaskPool):
                 signals.worker_shutting_down.connect(self._begin_to_drain_children, weak=False)

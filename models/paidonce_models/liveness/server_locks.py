@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from paidonce_models.database import Database
-from paidonce_models.errors import StoreError, StoreUnreachable
+from paidonce_models.errors import StoreError
 
 _LARGEST_KEY = 2**63 - 1
 _KEEPALIVES = (
@@ -57,15 +57,13 @@ class ServerLock:
         self.key = secrets.randbelow(_LARGEST_KEY) + 1
         connection = self._database.detached_connection()
         try:
-            connection.autocommit = True
-            backend_pid, server = connection.execute(_WHO_ANSWERS).fetchone()
-            if connection.info.backend_pid != backend_pid:
-                raise PooledConnection()
-            connection.execute(_KEEPALIVES)
-            connection.execute("SELECT pg_advisory_lock(%s)", (self.key,))
-        except psycopg.Error as error:
-            connection.close()
-            raise StoreUnreachable(f"the store ended the session of the witness: {type(error).__name__}") from error
+            with self._database.translating():
+                connection.autocommit = True
+                backend_pid, server = connection.execute(_WHO_ANSWERS).fetchone()
+                if connection.info.backend_pid != backend_pid:
+                    raise PooledConnection()
+                connection.execute(_KEEPALIVES)
+                connection.execute("SELECT pg_advisory_lock(%s)", (self.key,))
         except BaseException:
             connection.close()
             raise

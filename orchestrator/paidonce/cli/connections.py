@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kombu.exceptions import OperationalError
-from sqlalchemy.exc import DBAPIError
 
 from paidonce.celery_app import build_celery_app
 from paidonce.client import Client
 from paidonce.server_urls import without_password
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
-from paidonce_models.errors import BrokerUnreachable, ConfigurationError, StoreUnreachable
+from paidonce_models.errors import BrokerUnreachable, ConfigurationError
 from paidonce_models.store.workers import LiveWorker, live_workers
 
 
@@ -20,10 +19,7 @@ def open_client(settings: Settings | None = None) -> Client:
     """A client whose store answers and is at our schema. Raises ``StoreError`` or ``ConfigurationError``."""
     client = Client(settings if settings is not None else load_settings())
     make_home(client.settings)
-    try:
-        client.database.close()
-    except DBAPIError as error:
-        raise unusable_store(client.settings, error) from error
+    client.database.close()
     return client
 
 
@@ -31,15 +27,6 @@ def open_database(settings: Settings) -> Database:
     """The store as it is, its schema unchecked; for the commands that look after the schema."""
     make_home(settings)
     return Database(settings.database_url, pool_size=2)
-
-
-def unusable_store(settings: Settings, error: DBAPIError) -> StoreUnreachable:
-    """A store that answers, but not as a store: another program's file, a damaged one."""
-    shown = Database(settings.database_url).url.render_as_string(hide_password=True)
-    return StoreUnreachable(
-        f"the store {shown} cannot be used: {str(error.orig).strip()}; check PAIDONCE_DATABASE_URL, "
-        "or restore the store from a backup; nothing was changed"
-    )
 
 
 def make_home(settings: Settings) -> None:

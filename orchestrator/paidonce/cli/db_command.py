@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 from alembic.util.exc import CommandError
-from sqlalchemy.exc import DBAPIError
 
-from paidonce.cli.connections import open_database, unusable_store
+from paidonce.cli.connections import open_database
 from paidonce.cli.output import json_option, print_json
-from paidonce.settings import Settings, load_settings
+from paidonce.settings import load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import SchemaMismatch
 from paidonce_models.schema import current_revision, head_revision, upgrade
@@ -25,7 +24,7 @@ def upgrade_store(as_json: bool) -> None:
     """Bring the store that PAIDONCE_DATABASE_URL names to this version's schema; safe to repeat and to race."""
     settings = load_settings()
     database = open_database(settings)
-    before = _current(settings, database)
+    before = current_revision(database)
     try:
         schema = upgrade(database)
     except CommandError as error:
@@ -49,7 +48,7 @@ def check_store(as_json: bool) -> None:
     """Say whether the store is at this version's schema; exit code 3 if it is not. Changes nothing."""
     settings = load_settings()
     database = open_database(settings)
-    found, expected = _current(settings, database), head_revision()
+    found, expected = current_revision(database), head_revision()
     database.close()
     if found != expected:
         raise SchemaMismatch(
@@ -62,13 +61,6 @@ def check_store(as_json: bool) -> None:
         print_json({"store": _shown(database), "schema": found, "matches": True})
     else:
         click.echo(f"The store {_shown(database)} is at schema {found}, as it should be.")
-
-
-def _current(settings: Settings, database: Database) -> str | None:
-    try:
-        return current_revision(database)
-    except DBAPIError as error:
-        raise unusable_store(settings, error) from error
 
 
 def _shown(database: Database) -> str:

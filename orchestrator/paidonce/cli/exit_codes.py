@@ -5,6 +5,7 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 3
 EXIT_RUN_ENDED = 5
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -13,7 +14,7 @@ MEANINGS: dict[int, str] = {
     EXIT_OK: "done",
     EXIT_FAILED: "an unexpected error; the message says what, a bug shows its traceback",
     EXIT_USAGE: "wrong usage, input that does not fit, a setting or module that cannot be used",
-    3: "the store or the broker cannot be reached, or the store is at another schema",
+    EXIT_UNAVAILABLE: "the store or the broker cannot be reached or takes nothing, or the store is at another schema",
     4: "there is no such run or step",
     EXIT_RUN_ENDED: "the run was waited for and failed, was cancelled or is blocked",
     6: "the run did not end within --timeout; it goes on",

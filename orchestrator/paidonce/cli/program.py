@@ -6,6 +6,7 @@ is a document on standard output either way.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import click
 
-from paidonce.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, MEANINGS
+from paidonce.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, MEANINGS
 from paidonce.cli.output import (
     configure_logging,
     error_document,
@@ -26,6 +27,8 @@ from paidonce.cli.output import (
     say_error,
 )
 from paidonce_models.errors import PaidonceError
+
+FULL_OR_BROKEN_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,23 @@ def run_program(arguments: Sequence[str]) -> int:
         # Whoever reads our output has gone; the interpreter must not complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - a bug: show everything, and keep the promise of one document
-        traceback.print_exc()
+    except OSError as error:
+        if error.errno not in FULL_OR_BROKEN_DISK:
+            return _show_bug(error, as_json=as_json)
+        message = (
+            f"{error.strerror}: {error.filename or 'a file under PAIDONCE_HOME'}; free space on that disk, or mend it"
+        )
         if as_json:
-            print_json(foreign_error_document(error, "unexpected", str(error)))
-        return EXIT_FAILED
+            print_json(foreign_error_document(error, "disk", message))
+        say_error(message)
+        return EXIT_UNAVAILABLE
+    except Exception as error:  # noqa: BLE001 - a bug: show everything, and keep the promise of one document
+        return _show_bug(error, as_json=as_json)
+
+
+def _show_bug(error: Exception, *, as_json: bool) -> int:
+    """Of an error that is being handled."""
+    traceback.print_exc()
+    if as_json:
+        print_json(foreign_error_document(error, "unexpected", str(error)))
+    return EXIT_FAILED

@@ -1,0 +1,116 @@
+"""What is recorded of an attempt whose end the store refuses as it is: for the sake of its data, never the store's.
+
+Owns the steps down: the completion as it is, then as a failure that says why, with all that was spent, then without
+the calls, which are written one by one. A body that was paid is neither run again for this nor does its thread try the
+same for ever. A store that refuses even the plainest of them is itself not well, whatever it says: it is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from paidonce_models.database import Database
+from paidonce_models.errors import StatementRefused, StoreUnavailable
+from paidonce_models.states import AttemptOutcome
+from paidonce_models.store.claims import Claim
+from paidonce_models.store.completion import Completion
+from paidonce_models.store.ledger import insert_calls
+from paidonce_models.usage import CallRecord
+from paidonce_workers.patience import insist
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+
+def record_in_some_form(record: Callable[[Completion], R], completion: Completion, database: Database) -> R:
+    """Record the completion in the first form that the store takes. Raises ``StoreUnreachable``: try again later."""
+    claim = completion.claim
+    refusal: StatementRefused | None = None
+    for form_of in (_as_it_is, _as_failure, _without_calls):
+        form = form_of(completion, refusal)
+        if form is None:
+            continue
+        try:
+            result = insist(partial(record, form))
+        except StatementRefused as error:
+            refusal = error
+            continue
+        if refusal is not None:
+            log.error(
+                "step %d of run %s: attempt %d ended and could not be recorded as it did, it is recorded as %s: %s",
+                claim.position,
+                claim.run_id,
+                claim.attempt,
+                form.outcome.value,
+                refusal.message,
+                extra={"event": "completion_refused", "run_id": claim.run_id, "step": claim.position},
+            )
+            if completion.calls and not form.calls:
+                _write_calls_singly(database, claim, completion.calls)
+        return result
+    why = "" if refusal is None else refusal.message
+    raise StoreUnavailable(f"the store refuses every end of step {claim.position} of run {claim.run_id}: {why}")
+
+
+def _as_it_is(completion: Completion, _: StatementRefused | None) -> Completion | None:
+    return completion
+
+
+def _as_failure(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
+    """A result that is not taken is a failure for good: tried again it would be paid, and refused, again."""
+    error = (StatementRefused() if refusal is None else refusal).to_json()
+    plain = replace(completion, result=None, result_json=None, error=error, traceback=None)
+    return replace(plain, outcome=AttemptOutcome.FAILED) if completion.succeeded else plain
+
+
+def _without_calls(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
+    plain = _as_failure(completion, refusal)
+    return None if plain is None or not completion.calls else replace(plain, calls=())
+
+
+def record_with_calls(
+    database: Database, claim: Claim, calls: Sequence[CallRecord], write: Callable[[Connection], R]
+) -> R:
+    """One transaction for what becomes of an attempt and what it has spent; by themselves where they are refused so.
+
+    Raises ``StoreUnreachable``: try again later.
+    """
+
+    def write_all(connection: Connection) -> R:
+        result = write(connection)
+        insert_calls(connection, claim, calls)
+        return result
+
+    try:
+        return insist(partial(database.transact, write_all))
+    except StatementRefused:
+        if not calls:
+            raise
+    result = insist(partial(database.transact, write))
+    _write_calls_singly(database, claim, calls)
+    return result
+
+
+def _write_calls_singly(database: Database, claim: Claim, calls: Sequence[CallRecord]) -> None:
+    """Write each call for itself; one that is refused is logged with its numbers. Raises ``StoreUnreachable``."""
+    for call in calls:
+        try:
+            database.transact(lambda connection, call=call: insert_calls(connection, claim, [call]))  # type: ignore[misc]
+        except StatementRefused as error:
+            log.error(
+                "a call of step %d of run %s is not in the ledger (cost %s nano-dollars, %s tokens in, %s out): %s",
+                claim.position,
+                claim.run_id,
+                call.cost_nanousd,
+                call.input_tokens,
+                call.output_tokens,
+                error.message,
+                extra={"event": "call_refused", "run_id": claim.run_id, "step": claim.position},
+            )
