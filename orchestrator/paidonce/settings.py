@@ -30,6 +30,7 @@ from paidonce_models.money import nanousd_from_usd
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
+_LARGEST_COUNT = 10**9
 
 
 class Settings(BaseSettings):
@@ -90,7 +91,22 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         default=2, gt=0, allow_inf_nan=False, description="How often the sweeper looks for lost work."
     )
-    max_depth: int = Field(default=10, ge=1, description="How deep agents may await agents.")
+    max_depth: int = Field(default=10, ge=1, le=1_000, description="How deep agents may await agents.")
+    max_steps: int = Field(
+        default=10_000,
+        ge=1,
+        le=_LARGEST_COUNT,
+        description="How many steps, tools and child runs a run may ask for; then it is blocked until this is raised.",
+    )
+    warn_steps: int = Field(
+        default=1_000, ge=1, le=_LARGEST_COUNT, description="From how many of them on the log warns of the run, once."
+    )
+    max_runs: int = Field(
+        default=10_000, ge=1, le=_LARGEST_COUNT, description="How many runs may stand below one run, all generations."
+    )
+    max_timers: int = Field(
+        default=50_000, ge=1, le=_LARGEST_COUNT, description="How often a timer (`asyncio.sleep`) may wake a run."
+    )
     cancel_grace_seconds: float = Field(
         default=60, ge=0, allow_inf_nan=False, description="How long a cancelled agent's `finally` may await steps."
     )

@@ -16,6 +16,7 @@ from paidonce.celery_app import PaidonceCelery
 from paidonce.policies import describe_failure, policies_from_settings
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry
+from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
@@ -86,6 +87,7 @@ class WorkerProcess:
                 slice_seconds=settings.slice_seconds,
                 max_payload_bytes=settings.max_payload_bytes,
                 cancel_grace_seconds=settings.cancel_grace_seconds,
+                bounds=bounds_of(settings),
             ),
             memory,
         )
@@ -180,6 +182,7 @@ class WorkerProcess:
                 for held in self.registry.agents
             ],
             steps=[held.name for held in self.registry.steps],
+            bounds=bounds_of(self.settings).by_reason,
         )
         messages = self.patience.until_done(
             lambda: self.database.transact(lambda connection: register_worker(connection, registration)),
