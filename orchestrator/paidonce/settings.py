@@ -128,6 +128,13 @@ class Settings(BaseSettings):
     max_payload_bytes: int = Field(
         default=50 * _MEBIBYTE, ge=1024, description="The largest argument or result that is accepted."
     )
+    max_tags: int = Field(default=50, ge=0, le=10_000, description="How many tags a run may have.")
+    max_tag_bytes: int = Field(
+        default=1_000, ge=1, le=_MEBIBYTE, description="How long the name of a tag may be, and its value, in UTF-8."
+    )
+    max_tags_bytes: int = Field(
+        default=10_000, ge=0, le=_MEBIBYTE, description="How long all names and values of a run's tags may be together."
+    )
     no_worker_seconds: float = Field(
         default=60, gt=0, allow_inf_nan=False, description="After how long without a fitting worker a run is blocked."
     )

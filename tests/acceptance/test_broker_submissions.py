@@ -84,6 +84,7 @@ def test_with_a_key_it_meets_the_clients_run(shared: Site, producer: Celery) -> 
         ({"agent": 7, "input": {}}, "invalid_input", "must be a name"),
         ({"input": {}}, "invalid_input", "must be a name"),
         ({"agent": "leaf", "input": {"number": 1}, "tags": "u1"}, "invalid_input", "tags"),
+        ({"agent": "leaf", "input": {"number": 1}, "tags": {"a": "x" * 1_001}}, "invalid_input", "MAX_TAG_BYTES"),
         ({"agent": "leaf", "input": {"number": 1}, "key": ""}, "invalid_input", "key"),
         ({"agent": "leaf", "input": {"number": 1}, "countdown": 3}, "invalid_input", "countdown"),
         ({"agent": "leaf", "input": {"number": 1}, "priority": "high"}, "invalid_input", "priority"),
@@ -93,7 +94,7 @@ def test_with_a_key_it_meets_the_clients_run(shared: Site, producer: Celery) -> 
         ({"agent": "leaf", "input": {"number": 1}, "key": "half a pair: \ud800"}, "invalid_input", "key"),
     ],
     ids=[
-        *("argument", "type", "list", "agent", "no agent", "tags", "key", "unknown", "priority", "queue"),
+        *("argument", "type", "list", "agent", "no agent", "tags", "long tag", "key", "unknown", "priority", "queue"),
         *("long name", "nul", "surrogate in key"),
     ],
 )

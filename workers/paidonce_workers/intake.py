@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
+from paidonce.submission import MAX_ALIAS_CHARACTERS, is_alias, is_name, new_run
+from paidonce.tags import checked_tags
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError
 from paidonce_models.payloads import split
@@ -109,16 +110,16 @@ def _record_failure(
         input_sha256=canonical_sha256(json.loads(data)),
         queue=DEFAULT_QUEUE,
         key=f"failed:{task_id if is_alias(task_id) else ascii(task_id)[:MAX_ALIAS_CHARACTERS]}",
-        tags=_usable(tags),
+        tags=_usable(process, tags),
         alias=task_id if is_alias(task_id) else None,
     )
     return process.database.transact(lambda connection: submit_failed_run(connection, new, error.to_json()))
 
 
-def _usable(tags: Any) -> Mapping[str, str]:
+def _usable(process: WorkerProcess, tags: Any) -> Mapping[str, str]:
     """The tags, or none where they are what was wrong."""
     try:
-        return checked_tags("(none)", tags)
+        return checked_tags(process.settings, "(none)", tags)
     except InvalidInput:
         return {}
 

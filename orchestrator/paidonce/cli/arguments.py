@@ -59,9 +59,9 @@ def parse_tags(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise InvalidInput(f"--tag {text!r}: expected NAME=VALUE, as in --tag user=u1")
+            raise InvalidInput(f"--tag {text!r:.80}: expected NAME=VALUE, as in --tag user=u1")
         if tags.get(name, value) != value:
-            raise InvalidInput(f"--tag {name}: given twice, as {tags[name]!r} and {value!r}; keep one")
+            raise InvalidInput(f"--tag {name:.80}: given twice, as {tags[name]!r:.80} and {value!r:.80}; keep one")
         tags[name] = value
     return tags
 

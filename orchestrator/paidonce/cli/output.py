@@ -10,13 +10,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
 
 from paidonce_models.errors import PaidonceError
 
+MOST_CHARACTERS_OF_A_CELL: Final = 500
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 
@@ -69,6 +70,16 @@ def output_console() -> Console:
     """The console for tables on standard output; without a terminal nothing is cut off."""
     console = Console(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS_OF_A_CELL) -> str:
+    """A text as a table shows it: its beginning where it is long. Laying out megabytes takes a table seconds."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters; --json shows all)"
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    """Tags as a table shows them."""
+    return shortened(" ".join(f"{shortened(name)}={shortened(value)}" for name, value in tags.items()))
 
 
 def configure_logging() -> None:

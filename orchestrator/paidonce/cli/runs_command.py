@@ -7,7 +7,7 @@ from rich.table import Table
 
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_line, time_text
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import json_option, output_console, print_json, say, tags_text
 from paidonce_models.states import RunState
 
 
@@ -28,6 +28,7 @@ def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> Non
     table = Table("run", "agent", "state", "key", "created", "tags", box=None, pad_edge=False)
     for run in found:
         why = f" ({run.state_reason})" if run.state_reason else ""
-        tags = " ".join(f"{name}={value}" for name, value in run.tags.items())
-        table.add_row(run.run_id, run.agent, f"{run.state}{why}", run.key or "", time_text(run.created_at), tags)
+        table.add_row(
+            run.run_id, run.agent, f"{run.state}{why}", run.key or "", time_text(run.created_at), tags_text(run.tags)
+        )
     output_console().print(table)

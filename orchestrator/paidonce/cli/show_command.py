@@ -11,7 +11,7 @@ from rich.table import Table
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
-from paidonce.cli.output import json_option, output_console, print_json
+from paidonce.cli.output import json_option, output_console, print_json, shortened, tags_text
 from paidonce.client import Client
 from paidonce_models.errors import NotFound
 from paidonce_models.store.bills import Bill, read_bill
@@ -73,7 +73,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
             "agent": run.agent if run.agent_version is None else f"{run.agent} (version {run.agent_version})",
             "state": f"{run.state}{why}",
             "key": run.key,
-            "tags": " ".join(f"{name}={value}" for name, value in run.tags.items()),
+            "tags": tags_text(run.tags),
             "parent": run.parent_run_id,
             "created": time_text(run.created_at),
             "finished": time_text(run.finished_at),
@@ -96,7 +96,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
                 f"{step.attempts}{lost}",
                 step.worker or "",
                 time_text(step.finished_at) or "",
-                _error_text(step.error) or "",
+                shortened(_error_text(step.error) or ""),
             )
         click.echo()
         output_console().print(table)
