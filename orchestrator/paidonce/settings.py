@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         default=Path("paidonce.yaml"),
         description="The file of policies for tools, steps and providers; without the default file, defaults hold.",
     )
+    max_policies_bytes: int = Field(
+        default=256 * 1024,
+        ge=1024,
+        le=64 * _MEBIBYTE,
+        description="How large that file may be, as it is and with its aliases written out.",
+    )
     breakers: bool = Field(
         default=True, description="Whether circuit breakers are on; `off` makes every call, whatever is down."
     )
