@@ -80,7 +80,7 @@ def refuse_submission(process: WorkerProcess, task_id: str, body: Any, found: st
 
     Raises ``StoreError`` while the store is away.
     """
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    text = body[: 4 * LONGEST_KEPT_BODY].decode(errors="replace") if isinstance(body, bytes) else _beginning(body)
     error = InvalidInput(f"the body of this paidonce.submit message cannot be used: {found}; expected {EXPECTED_BODY}")
     return _record_failure(process, task_id, None, {"unreadable": text[:LONGEST_KEPT_BODY]}, None, error)
 
@@ -102,7 +102,7 @@ def _record_failure(
     process: WorkerProcess, task_id: str, agent: Any, given: Any, tags: Any, error: PaidonceError
 ) -> Submitted:
     """A failed run under the task's id, which keeps what was sent as far as it can be kept."""
-    data = encode_json(given) if _fits(given) else encode_json({"unreadable": str(given)[:1000]})
+    data = encode_json(given) if _fits(given) else encode_json({"unreadable": _beginning(given)[:1000]})
     new = NewRun(
         namespace=process.settings.namespace,
         agent=agent if is_name(agent) else "(none)",
@@ -114,6 +114,14 @@ def _record_failure(
         alias=task_id if is_alias(task_id) else None,
     )
     return process.database.transact(lambda connection: submit_failed_run(connection, new, error.to_json()))
+
+
+def _beginning(value: Any) -> str:
+    """The beginning of a value as text; of one that nests without an end, that it does."""
+    try:
+        return str(value)[:LONGEST_KEPT_BODY]
+    except RecursionError:
+        return f"(a {type(value).__name__} that is nested too deep to be shown)"
 
 
 def _usable(process: WorkerProcess, tags: Any) -> Mapping[str, str]:

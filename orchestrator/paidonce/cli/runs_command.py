@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
+from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_line, time_text
 from paidonce.cli.output import json_option, output_console, print_json, say, tags_text
@@ -14,7 +15,7 @@ from paidonce_models.states import RunState
 @click.command()
 @click.option("--state", type=click.Choice([state.value for state in RunState]), help="Only runs in this state.")
 @click.option("--agent", help="Only runs of this agent.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=100, show_default=True, help="At most so many.")
 @json_option
 def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> None:
     """List runs, the newest first."""

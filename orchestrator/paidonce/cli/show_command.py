@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import click
 from rich.table import Table
 
+from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
@@ -31,7 +32,9 @@ SHOWN_CHARACTERS = 2_000
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--step", "position", type=click.IntRange(min=1), metavar="N", help="Show this step and its attempts.")
+@click.option(
+    "--step", "position", type=click.IntRange(1, LAST_STEP), metavar="N", help="Show this step and its attempts."
+)
 @json_option
 def show(run: str, position: int | None, as_json: bool) -> None:
     """Show RUN (its id, or an alias such as a Celery task's id) and its steps in order.

@@ -37,6 +37,8 @@ from paidonce_models.payloads import MAX_PAYLOAD_BYTES
 from paidonce_models.states import RunState
 from paidonce_models.store.events import Event, EventKind
 
+LATEST_TIMER: Final = 253_370_764_800.0
+"""1 January 9999, in seconds since the epoch: what stores and calendars can hold. A later timer comes then."""
 DEFAULT_BOUNDS: Final = RunBounds()
 
 
@@ -137,7 +139,7 @@ class Machine:
         if self.outcome is not None:
             return None
         when = self.loop.next_timer()
-        return None if when is None else int(when * 1e6) + 1
+        return None if when is None else int(min(when, LATEST_TIMER) * 1e6) + 1
 
     @property
     def standing(self) -> RunState:
