@@ -99,5 +99,5 @@ def _checked_key(agent: str, key: Any) -> str | None:
 
 def _checked_priority(agent: str, priority: Any) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
-        raise InvalidInput(f"priority {priority!r} of agent {agent!r}; expected 0 to 9, 9 goes first")
+        raise InvalidInput(f"priority {priority!r:.80} of agent {agent!r}; expected 0 to 9, 9 goes first")
     return priority

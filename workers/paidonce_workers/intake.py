@@ -62,8 +62,10 @@ def take_submission(process: WorkerProcess, task_id: str, args: Sequence[Any], k
             lambda: process.database.transact(lambda connection: submit_run(connection, new), single=True),
             f"submission {task_id}",
         )
-    except (InvalidInput, KeyConflict) as error:
-        refused = error  # the name is unbound behind the clause
+    except (InvalidInput, KeyConflict, RecursionError) as error:
+        # Python's own limit is met where a value that nests without an end stands in for a name, and is to be shown.
+        refused = error if isinstance(error, PaidonceError) else InvalidInput("a part of it is nested without an end")
+        # The name of the clause is unbound behind it.
         return process.patience.until_done(
             lambda: _record_failure(process, task_id, agent, given, tags, refused), f"submission {task_id}"
         )
