@@ -257,9 +257,11 @@ def _check_length(what: str, text: str, most: int) -> None:
 
 
 def _name(where: str, option: str, value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip()):
+    if value is None or (isinstance(value, str) and value.strip() and len(value) <= MAX_NAME_CHARACTERS):
         return value
-    raise DeclarationError(f"{where}: {option}={value!r}; expected a name")
+    raise DeclarationError(
+        f"{where}: {option}={value!r:.80}; expected a name of {MAX_NAME_CHARACTERS} characters at most"
+    )
 
 
 def _nanousd(where: str, name: str, usd: str | Decimal | None, *, least: int) -> int | None:

@@ -172,8 +172,9 @@ class Settings(BaseSettings):
         description="The largest argument or result that is accepted.",
     )
     max_tags: int = Field(default=50, ge=0, le=10_000, description="How many tags a run may have.")
+    # At most 1,200: name and value of a tag with a budget stand in one row of an index of PostgreSQL: 2,704 bytes.
     max_tag_bytes: int = Field(
-        default=1_000, ge=1, le=_MEBIBYTE, description="How long the name of a tag may be, and its value, in UTF-8."
+        default=1_000, ge=1, le=1_200, description="How long the name of a tag may be, and its value, in UTF-8."
     )
     max_tags_bytes: int = Field(
         default=10_000, ge=0, le=_MEBIBYTE, description="How long all names and values of a run's tags may be together."

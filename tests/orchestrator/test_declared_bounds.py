@@ -33,6 +33,7 @@ async def coroutine() -> None: ...
         (lambda: step(max_lost=2**31)(body), "at most 1,000"),
         (lambda: step(name="x" * 201)(body), "201 characters, at most 200"),
         (lambda: step(queue="q" * 151)(body), "queue has 151 characters, at most 150"),
+        (lambda: step(provider="p" * 151)(body), "150 characters at most"),
         (lambda: step(timeout=1e300)(body), "at most ten years"),
         (lambda: step(timeout=timedelta.max)(body), "at most ten years"),
         (lambda: step(retry=10**30)(body), "at most 1,000,000"),
@@ -43,7 +44,7 @@ async def coroutine() -> None: ...
         (lambda: agent(name="bounded-queue", queue="q" * 1_000_000)(coroutine), "1,000,000 characters"),
     ],
     ids=[
-        *("lost", "lost in 32 bits", "name", "queue", "timeout", "longest", "attempts", "cap", "nan"),
+        *("lost", "lost in 32 bits", "name", "queue", "provider", "timeout", "longest", "attempts", "cap", "nan"),
         *("agent", "version", "agent's queue"),
     ],
 )

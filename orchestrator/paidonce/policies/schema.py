@@ -202,7 +202,9 @@ class TargetSection(PolicySection):
 
     policy: Annotated[str, Allowed("the name of one of the policies")] = NOT_WRITTEN
     """The policy that holds for the target, under the target's own keys."""
-    circuit: Annotated[str, Field(min_length=1), Allowed("a name")] = NOT_WRITTEN
+    circuit: Annotated[str, Field(min_length=1, max_length=200), Allowed("a name of 200 characters at most")] = (
+        NOT_WRITTEN
+    )
     """The circuit that all matched tools share; without it each has its own."""
 
 

@@ -103,6 +103,10 @@ def test_a_file_that_is_wrong_all_over_is_told_in_an_error_that_can_be_read() ->
     assert "p19 and 480 more" in message and "and 450 more; correct these first" in message
 
 
+def test_the_name_of_a_circuit_is_what_a_store_can_hold() -> None:
+    assert "200 characters at most" in refusal(f"targets: {{s: {{circuit: {'c' * 201}}}}}")
+
+
 def test_a_pattern_of_many_stars_is_matched_at_once() -> None:
     book = parse_policies(f"targets: {{'{'*a' * 300}b': {{timeout: 3}}}}", "paidonce.yaml")
     assert book.resolve(name="a" * 20_000, kind="tool") is not None
