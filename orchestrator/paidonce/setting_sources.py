@@ -55,7 +55,7 @@ def find_project_file(folder: Path | None = None) -> ProjectFile:
             continue
         try:
             table = tomllib.loads(text).get("tool", {}).get("paidonce")
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOML's own among them, and a number with more digits than Python reads
             raise ConfigurationError(f"{path} is not valid TOML: {error}; correct it there") from None
         except RecursionError:
             raise ConfigurationError(f"{path} nests lists without an end; correct it there") from None

@@ -37,6 +37,7 @@ BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", 
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
 _LARGEST_COUNT = 10**9
+_SHOWN_CHARACTERS = 300
 _LONGEST_SECONDS = 3650 * 86_400.0
 """Ten years, as for the durations of policies: what is longer is a mistake of units."""
 
@@ -360,10 +361,13 @@ def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
     if name is None:
         return f"settings: expected {expected}; change one of them"
     place, value = place_of(name, given)
-    found = without_password(str(value))
-    return (
-        f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found!r}; correct it there"
-    )
+    try:
+        found = repr(without_password(str(value)))
+    except (ValueError, RecursionError):  # more digits or levels than Python writes
+        found = f"a {type(value).__name__} beyond all measure"
+    if len(found) > _SHOWN_CHARACTERS:
+        found = f"{found[:_SHOWN_CHARACTERS]}… ({len(found):,} characters)"
+    return f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found}; correct it there"
 
 
 def _sqlite_file(path: str) -> Path:

@@ -81,8 +81,10 @@ def test_a_sleep_without_an_end_waits_for_a_moment_that_every_store_can_hold(sec
         ("concurrency", 10**9),
         ("cache_size", 10**30),
         ("max_steps", 10**30),
+        ("warn_steps", 10**5_000),
         ("max_depth", 10**6),
     ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
 )
 def test_a_setting_beyond_all_measure_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"PAIDONCE_{name.upper()}.*less than or equal to"):
@@ -116,6 +118,11 @@ def test_files_of_settings_are_read_no_further_than_a_person_writes(
     project.write_text("[tool.paidonce]\nagents = " + "[" * 5_000 + "]" * 5_000)
     with pytest.raises(ConfigurationError, match=r"pyproject\.toml"):
         load_settings()
+    for number in ("9" * 5_000, "0x" + "f" * 5_000):
+        project.write_text(f"[tool.paidonce]\nmax_steps = {number}\n")
+        with pytest.raises(ConfigurationError, match=r"pyproject\.toml") as refused:
+            load_settings()
+        assert len(refused.value.message) < 1_000
     with project.open("wb") as opened:
         opened.truncate(2**31)
     with pytest.raises(ConfigurationError, match=r"pyproject\.toml has more than 4,194,304 bytes"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import click
@@ -17,7 +17,10 @@ from rich.console import Console
 
 from paidonce_models.errors import PaidonceError
 
+T = TypeVar("T")
 MOST_CHARACTERS_OF_A_CELL: Final = 500
+FIRST_ROWS_SHOWN: Final = 50
+LAST_ROWS_SHOWN: Final = 450
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 
@@ -75,6 +78,13 @@ def output_console() -> Console:
 def shortened(text: str, most: int = MOST_CHARACTERS_OF_A_CELL) -> str:
     """A text as a table shows it: its beginning where it is long. Laying out megabytes takes a table seconds."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters; --json shows all)"
+
+
+def first_and_last(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """All rows and none, or the first and the last of many: a table of 10,000 rows takes seconds to lay out."""
+    if len(rows) <= FIRST_ROWS_SHOWN + LAST_ROWS_SHOWN:
+        return rows, ()
+    return rows[:FIRST_ROWS_SHOWN], rows[-LAST_ROWS_SHOWN:]
 
 
 def tags_text(tags: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
-from paidonce.cli.output import json_option, output_console, print_json, shortened, tags_text
+from paidonce.cli.output import first_and_last, json_option, output_console, print_json, shortened, tags_text
 from paidonce.client import Client
 from paidonce_models.errors import NotFound
 from paidonce_models.store.bills import Bill, read_bill
@@ -89,7 +89,10 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
         table = Table(
             "step", "name", "kind", "state", "attempts", "worker", "finished", "error", box=None, pad_edge=False
         )
-        for step in steps:
+        first, last = first_and_last(steps)
+        for step in [*first, *last]:
+            if last and step is last[0]:
+                table.add_row("…", f"{len(steps) - len(first) - len(last):,} more")
             lost = f" ({step.lost} lost)" if step.lost else ""
             table.add_row(
                 str(step.step),
@@ -103,7 +106,11 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
             )
         click.echo()
         output_console().print(table)
-        for step in steps:
+        if last:
+            click.echo(
+                f"These are the first and the last of {len(steps):,} steps; --json shows all, --step N shows one."
+            )
+        for step in [*first, *last]:
             if step.waits_for is not None:
                 click.echo(f"step {step.step} is {step.state}: {step.waits_for}")
     click.echo(f"\n{bill_text(bill)}")
