@@ -168,6 +168,21 @@ def type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value from outside as an error shows it: its beginning, or its type where Python cannot write it down.
+
+    ``repr`` raises for integers of thousands of digits and for what nests without an end, and whatever a foreign
+    type's own makes of it.
+    """
+    if isinstance(value, str):
+        return repr(value) if len(value) <= most else f"{value[:most]!r}…"
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - see above
+        return f"a {type_name(value)}"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def _refusal(value: object, path: str, way_out: str) -> NotSerialisable:
     return NotSerialisable(f"{_shorten(path)} is of type {type_name(value)}, which plain JSON cannot hold; {way_out}")
 

@@ -12,6 +12,7 @@ from paidonce.tags import checked_tags, is_storable
 from paidonce_models.encoding import canonical_sha256, decode_json, encode_json
 from paidonce_models.errors import InvalidInput, NotSerialisable
 from paidonce_models.ids import new_run_id
+from paidonce_models.json_values import shown
 from paidonce_models.payloads import split
 from paidonce_models.queues import DEFAULT_QUEUE, full_queue_name
 from paidonce_models.store.submission import NewRun
@@ -40,7 +41,7 @@ def new_run(
     whether or not the producer holds the agent's code and its defaults.
     """
     if not is_name(agent):
-        raise InvalidInput(f"agent must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {agent!r:.200}")
+        raise InvalidInput(f"agent must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(agent)}")
     if not isinstance(given, Mapping):
         raise InvalidInput(
             f"input of agent {agent!r} must be a JSON object of its arguments by name, found {type(given).__name__}"
@@ -50,7 +51,7 @@ def new_run(
         queue = declaration.queue if declaration is not None else DEFAULT_QUEUE
     if not is_name(queue):
         raise InvalidInput(
-            f"queue of agent {agent!r} must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {queue!r:.200}"
+            f"queue of agent {agent!r} must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(queue)}"
         )
     run_id = new_run_id()
     return NewRun(
@@ -93,11 +94,11 @@ def _checked_key(agent: str, key: Any) -> str | None:
     if key is None:
         return None
     if not isinstance(key, str) or not key or len(key) > MAX_KEY_CHARACTERS or not is_storable(key):
-        raise InvalidInput(f"key of agent {agent!r} must be 1 to {MAX_KEY_CHARACTERS} characters, found {key!r:.80}")
+        raise InvalidInput(f"key of agent {agent!r} must be 1 to {MAX_KEY_CHARACTERS} characters, found {shown(key)}")
     return key
 
 
 def _checked_priority(agent: str, priority: Any) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
-        raise InvalidInput(f"priority {priority!r:.80} of agent {agent!r}; expected 0 to 9, 9 goes first")
+        raise InvalidInput(f"priority {shown(priority)} of agent {agent!r}; expected 0 to 9, 9 goes first")
     return priority

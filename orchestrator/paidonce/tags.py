@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from paidonce.settings import Settings
 from paidonce_models.errors import InvalidInput
+from paidonce_models.json_values import shown
 
 _WAY_OUT: Final = "a tag names a user, a plan or the like; put data into the input"
-_SHOWN_CHARACTERS: Final = 80
 
 
 def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
@@ -31,12 +31,12 @@ def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
     for name, value in tags.items():
         if not isinstance(name, str) or not name or not isinstance(value, str):
             raise InvalidInput(
-                f"tag {_shown(name)}={_shown(value)} of agent {agent!r}: names and values must be strings, "
+                f"tag {shown(name)}={shown(value)} of agent {agent!r}: names and values must be strings, "
                 "a name not empty"
             )
         if not is_storable(name) or not is_storable(value):
             raise InvalidInput(
-                f"tag {_shown(name)}={_shown(value)} of agent {agent!r} holds a NUL or half a surrogate pair, which no "
+                f"tag {shown(name)}={shown(value)} of agent {agent!r} holds a NUL or half a surrogate pair, which no "
                 "store can group by; leave that character out"
             )
         for what, text in (("name", name), ("value", value)):
@@ -44,7 +44,7 @@ def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
             total += size
             if size > settings.max_tag_bytes:
                 raise InvalidInput(
-                    f"the {what} of tag {_shown(name)} of agent {agent!r} has {size:,} bytes, at most "
+                    f"the {what} of tag {shown(name)} of agent {agent!r} has {size:,} bytes, at most "
                     f"{settings.max_tag_bytes:,} are taken; {_WAY_OUT}, or raise PAIDONCE_MAX_TAG_BYTES"
                 )
     if total > settings.max_tags_bytes:
@@ -58,9 +58,3 @@ def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
 def is_storable(text: str) -> bool:
     """JSON can carry NUL and half a surrogate pair; PostgreSQL's texts cannot."""
     return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _shown(value: object) -> str:
-    if not isinstance(value, str):
-        return type(value).__name__
-    return repr(value[:_SHOWN_CHARACTERS]) if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]!r}…"
