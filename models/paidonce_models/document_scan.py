@@ -5,8 +5,8 @@ of an object up to three levels down (the ``messages`` of a call's arguments, th
 inside a state). Offsets are those of the bytes: the text is scanned as Latin-1, in
 which every byte is one character, and JSON's own signs are ASCII.
 
-Bytes with spaces between their signs, repeated keys or no long list are no document;
-they are stored as one piece.
+Bytes with spaces between their signs, repeated keys, very many keys or no long list are
+no document; they are stored as one piece.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from paidonce_models.documents import (
 )
 from paidonce_models.encoding import decode_json
 
+MOST_MEMBERS = 255
+"""Of the value itself: a function has no more parameters."""
+MOST_NAMES = 2_000
+"""Of all objects within one of its members. Each costs some microseconds, and an object of a million members is no
+conversation. Counted for each member by itself, as ``argument_objects`` puts documents together from members."""
 _OBJECT_DEPTH = 3
 _WINDOW_BYTES = 64 * 1024
 _DECODER = json.JSONDecoder(strict=False)
@@ -60,6 +65,7 @@ class _Scan:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._written = 0
+        self._names = 0
         self._window_start = 0
         self._window = ""
 
@@ -95,19 +101,31 @@ class _Scan:
         data, position = self._data, start + 1
         if data[position] == _OBJECT_END:
             return position + 1
-        names = set()
+        names: set[str] = set()
         while True:
             key_end = self._end(position)
             name = decode_json(data[position:key_end])
             if not isinstance(name, str) or name in names or data[key_end] != _COLON:
                 raise _NoDocument
             names.add(name)
+            self._count(names, path)
             position = yield from self._value(key_end + 1, (*path, name))
             if data[position] == _OBJECT_END:
                 return position + 1
             if data[position] != _COMMA:
                 raise _NoDocument
             position += 1
+
+    def _count(self, names: set[str], path: tuple[str, ...]) -> None:
+        """One more name; raises ``_NoDocument`` beyond what is worth taking apart."""
+        if not path:
+            self._names = 0
+            if len(names) > MOST_MEMBERS:
+                raise _NoDocument
+            return
+        self._names += 1
+        if self._names > MOST_NAMES:
+            raise _NoDocument
 
     def _list(self, start: int) -> tuple[LongList | None, int]:
         """The list if it is long, and where it ends."""

@@ -40,7 +40,10 @@ class SeenElement:
         if self._names is not None and type(element) is dict:
             # Texts that are equal are encoded alike, which is not so for 1, 1.0 and True.
             return element == self._snapshot and list(element) == self._names
-        return is_unchanged(self._snapshot, element)
+        try:
+            return is_unchanged(self._snapshot, element)
+        except RecursionError:  # called from deeper in a program than when it was encoded
+            return False
 
 
 class ElementMemory:
@@ -98,7 +101,10 @@ class ElementMemory:
     def _encode(self, element: object, where: str) -> bytes:
         text = encode_json(element, where)
         if _WORTH_BYTES <= len(text) <= self._limit_bytes // 8 and _is_rememberable(element):
-            snapshot = copy_json(cast(JsonValue, element))
+            try:
+                snapshot = copy_json(cast(JsonValue, element))
+            except RecursionError:  # the program's stack has no room for its levels
+                return text
             with self._lock:
                 before = self._seen.pop(id(element), None)
                 self._size += len(text) - (0 if before is None else len(before.text))

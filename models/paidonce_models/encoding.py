@@ -21,7 +21,7 @@ from typing import NoReturn, cast
 import orjson
 
 from paidonce_models.errors import InvalidInput
-from paidonce_models.json_values import JsonValue, is_plain, plain_copy
+from paidonce_models.json_values import MAX_DEPTH, JsonValue, is_plain, plain_copy, too_deep_for_the_stack
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SORTED = _OPTIONS | orjson.OPT_SORT_KEYS
@@ -55,14 +55,16 @@ def decode_json(data: bytes) -> JsonValue:
 
 
 def _encode(value: object, where: str, options: int) -> bytes:
+    # Asked first: of a value that holds itself, or more than can be written, orjson makes gigabytes or a crash.
+    if is_plain(value, where):
+        try:
+            return orjson.dumps(value, option=options)
+        except TypeError:
+            pass
     try:
-        data = orjson.dumps(value, option=options)
-    except TypeError:
-        pass
-    else:
-        if is_plain(value):
-            return data
-    return _write(plain_copy(value, where), options)
+        return _write(plain_copy(value, where), options)
+    except RecursionError:
+        raise too_deep_for_the_stack(where) from None
 
 
 def _write(value: JsonValue, options: int) -> bytes:
@@ -90,6 +92,8 @@ def _decode_slowly(data: bytes, error: orjson.JSONDecodeError | None) -> JsonVal
         return cast(JsonValue, json.loads(data, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as slow_error:
         reason = str(error if error is not None else slow_error)
+        if isinstance(slow_error, RecursionError):
+            reason = f"nested deeper than {MAX_DEPTH} levels; flatten it"
         raise InvalidInput(f"not valid JSON: {reason}") from None
 
 

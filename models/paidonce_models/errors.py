@@ -21,7 +21,11 @@
     ├── ReplayError                 a run cannot go on in this code
     │   ├── HistoryMismatch         recorded history and the code differ
     │   ├── NotReplayable           the agent used something that cannot be replayed
-    │   └── SliceTooLong            the agent did not block within its time
+    │   ├── SliceTooLong            the agent did not block within its time
+    │   └── BoundReached            the agent asks for more than a run may
+    │       ├── TooManySteps
+    │       ├── TooManyTimers
+    │       └── TooManyRuns
     ├── RunEnded                    a run a caller waited for did not succeed
     │   ├── RunFailed
     │   ├── RunCancelled
@@ -210,6 +214,36 @@ class SliceTooLong(ReplayError):
     """The agent computed for too long between two awaits; move the work into a @step."""
 
     code = "slice_too_long"
+
+
+class BoundReached(ReplayError):
+    """The agent asks for more than a run may; raise the setting that its message names, or mend the agent."""
+
+    code = "bound_reached"
+
+    @property
+    def limit(self) -> int:
+        """What is allowed."""
+        value = self.details.get("limit", 0)
+        return value if isinstance(value, int) else 0
+
+
+class TooManySteps(BoundReached):
+    """The agent asks for more steps than a run may have; raise PAIDONCE_MAX_STEPS, or mend the agent."""
+
+    code = "too_many_steps"
+
+
+class TooManyTimers(BoundReached):
+    """The agent was woken by timers more often than allowed; raise PAIDONCE_MAX_TIMERS, or sleep longer."""
+
+    code = "too_many_timers"
+
+
+class TooManyRuns(BoundReached):
+    """More runs would stand below one root than allowed; raise PAIDONCE_MAX_RUNS, or mend the agents."""
+
+    code = "too_many_runs"
 
 
 class RunEnded(PaidonceError):

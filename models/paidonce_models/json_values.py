@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from enum import Enum
 from typing import TypeAlias, cast
 
@@ -29,24 +29,40 @@ MAX_DEPTH = 254
 MAX_INTEGER_BITS = 14_000
 """CPython refuses to turn integers of more than 4,300 decimal digits into text (sys.set_int_max_str_digits)."""
 
+MOST_MEMBERS = 50_000_000
+"""Values within a value. JSON of so many has 100 MB and more; a few lists that stand in each other many times have them
+in a kilobyte of memory, and orjson would write them out until there is none left."""
+
 _LEAVES = frozenset({str, int, bool, type(None)})
 _TAKEN = frozenset({str, int, bool, type(None), float, list, tuple, dict})
 _KEYS = frozenset({str})
 _ANNOTATE = "annotate the parameter or result with that type"
 
 
-def is_plain(value: object) -> bool:
-    """Whether ``value`` consists of exact JSON types (and tuples) with finite floats.
+def is_plain(value: object, where: str = "value") -> bool:
+    """Whether ``value`` consists of exact JSON types (and tuples) with finite floats, and nests no deeper than allowed.
 
-    The caller has made sure that it has no cycles. Runs at C speed over flat
-    members: about 20 ns each.
+    Comes to an end for whatever it is given, with cycles too, which nest without an end. Runs at C speed over flat
+    members: about 20 ns each. Raises ``NotSerialisable`` where it holds more than can be written down.
     """
-    pending: list[Iterable[object]] = [(value,)]
+    kind = type(value)
+    if kind in _LEAVES:
+        return True
+    pending: list[Collection[object]] = [(value,)]
+    depths = [0]
+    left = MOST_MEMBERS
     while pending:
         members = pending.pop()
+        depth = depths.pop()
+        left -= len(members)
         kinds = set(map(type, members))
         if kinds <= _LEAVES:
             continue
+        if left < 0:
+            raise NotSerialisable(
+                f"{where} holds more than {MOST_MEMBERS:,} values when everything in it is written as often as it "
+                "stands there; pass less, or store it elsewhere and pass its address"
+            )
         if not kinds <= _TAKEN:
             return False
         for member in members:
@@ -55,9 +71,15 @@ def is_plain(value: object) -> bool:
                 mapping = cast("dict[object, object]", member)
                 if not _KEYS.issuperset(map(type, mapping)):
                     return False
+                if depth == MAX_DEPTH:
+                    return False
                 pending.append(mapping.values())
+                depths.append(depth + 1)
             elif kind is list or kind is tuple:
+                if depth == MAX_DEPTH:
+                    return False
                 pending.append(cast("list[object]", member))
+                depths.append(depth + 1)
             elif kind is float and not math.isfinite(cast(float, member)):
                 return False
     return True
@@ -81,7 +103,18 @@ def plain_copy(value: object, where: str) -> JsonValue:
 
     Raises ``NotSerialisable`` naming the path below ``where``.
     """
-    return _plain_copy(value, where, {})
+    try:
+        return _plain_copy(value, where, {})
+    except RecursionError:
+        raise too_deep_for_the_stack(where) from None
+
+
+def too_deep_for_the_stack(where: str) -> NotSerialisable:
+    """The error of a value whose levels, on top of what the program is in the middle of, are too many for Python."""
+    return NotSerialisable(
+        f"{where} is nested deeper than the program's stack has room for (at most {MAX_DEPTH} levels are taken); "
+        "flatten it"
+    )
 
 
 def _plain_copy(value: object, path: str, open_containers: dict[int, str]) -> JsonValue:
@@ -133,6 +166,21 @@ def type_name(value: object) -> str:
     """The value's type as an author would write it, ``datetime.datetime`` for example."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from outside as an error shows it: its beginning, or its type where Python cannot write it down.
+
+    ``repr`` raises for integers of thousands of digits and for what nests without an end, and whatever a foreign
+    type's own makes of it.
+    """
+    if isinstance(value, str):
+        return repr(value) if len(value) <= most else f"{value[:most]!r}…"
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - see above
+        return f"a {type_name(value)}"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _refusal(value: object, path: str, way_out: str) -> NotSerialisable:

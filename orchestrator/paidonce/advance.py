@@ -20,17 +20,19 @@ from enum import StrEnum
 from sqlalchemy import Connection
 
 from paidonce.registry import Registry
+from paidonce.replay.bounds import RunBounds, signature_when_blocked, too_many_runs
 from paidonce.replay.cache import CacheEntry, MachineCache
 from paidonce.replay.comparison import compare_with_history
 from paidonce.replay.machine import Machine
 from paidonce.replay.progress import progress_of
 from paidonce.taking_on import TakeOn, claim_taken
 from paidonce_models.database import Database
-from paidonce_models.errors import PaidonceError, ReplayError, StatementRefused, StoreUnreachable
+from paidonce_models.errors import PaidonceError, ReplayError, StatementRefused, StoreUnreachable, TooManyRuns
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.states import RunState
 from paidonce_models.store.advancing import Progress, write_progress
 from paidonce_models.store.blocking import block_run
+from paidonce_models.store.bounds import runs_below
 from paidonce_models.store.claims import Claim
 from paidonce_models.store.completion import (
     Acceptance,
@@ -95,6 +97,8 @@ class AdvanceSettings:
     max_payload_bytes: int = 50 * 2**20
     cancel_grace_seconds: float = 60.0
     """What the ``finally`` of child runs that a parent cancels may take."""
+    bounds: RunBounds = field(default_factory=RunBounds)
+    """How much one run may ask for."""
 
 
 class _Overtaken(Exception):
@@ -174,6 +178,7 @@ class Advancer:
             def write(
                 connection: Connection, act: _Write = act, head: RunHead = head, progress: Progress = progress
             ) -> Sequence[Message]:
+                self._check_room(connection, head, progress)
                 messages = act(connection, head, progress)
                 if messages is None:
                     raise _Overtaken
@@ -183,6 +188,9 @@ class Advancer:
                 messages = self._database.transact(write, single=single)
             except _Overtaken:
                 continue
+            except TooManyRuns as error:
+                self._block(entry, head, error, machine.declaration.signature)
+                return AdvanceResult()
             except StatementRefused as error:
                 if not error.is_about_data:
                     raise
@@ -191,6 +199,7 @@ class Advancer:
                 self._block(entry, head, error, "" if declaration is None else declaration.signature)
                 return AdvanceResult()
             self._remember(progress)
+            self._warn_of_many_steps(head, progress)
             self._settle(entry, machine)
             return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us)
 
@@ -203,6 +212,29 @@ class Advancer:
         if progress is not None:
             for step in progress.new_steps:
                 self._memory.stored(step.arguments.rows)
+
+    def _check_room(self, connection: Connection, head: RunHead, progress: Progress) -> None:
+        """Raise ``TooManyRuns`` where the root of this run has no room for the child runs that it asks for.
+
+        Siblings that ask at the same moment do not see each other's and may go over the limit by what they ask for.
+        """
+        asked = sum(1 for step in progress.new_steps if step.kind == "agent")
+        limit = self._settings.bounds.max_runs
+        if asked and runs_below(connection, head.root_run_id, most=limit + 1) + asked > limit:
+            raise too_many_runs(head.id, head.root_run_id, limit=limit)
+
+    def _warn_of_many_steps(self, head: RunHead, progress: Progress) -> None:
+        """Say once for a run that it has become long: in the commit with the step of that number, which is one."""
+        bounds = self._settings.bounds
+        if any(step.position == bounds.warn_steps for step in progress.new_steps):
+            log.warning(
+                "run %s of agent %r has asked for %s steps; at %s it is blocked (PAIDONCE_MAX_STEPS). Is it endless?",
+                head.id,
+                head.agent,
+                f"{bounds.warn_steps:,}",
+                f"{bounds.max_steps:,}",
+                extra={"event": "many_steps", "run_id": head.id, "step": bounds.warn_steps},
+            )
 
     def _settle(self, entry: CacheEntry, machine: Machine) -> None:
         machine.confirm(machine.consumed)
@@ -233,6 +265,7 @@ class Advancer:
                     slice_seconds=self._settings.slice_seconds,
                     memory=self._memory,
                     max_payload_bytes=self._settings.max_payload_bytes,
+                    bounds=self._settings.bounds,
                 )
             entry.head = head
             if log is None:
@@ -298,7 +331,7 @@ class Advancer:
                 from_seq=head.consumed_seq,
                 reason=error.code,
                 error=error.to_json(),
-                signature=signature,
+                signature=signature_when_blocked(error, signature),
             )
         )
 
@@ -411,6 +444,7 @@ class Advancer:
         act = complete_together if single else complete_with_progress
 
         def write(connection: Connection) -> Sequence[Message]:
+            self._check_room(connection, head, progress)
             acceptance, messages = act(connection, completion, head, progress, at_us, taken=taken, claimant=claimant)
             if acceptance is not Acceptance.ACCEPTED:
                 raise _Overtaken(acceptance)
@@ -418,13 +452,14 @@ class Advancer:
 
         try:
             messages = self._database.transact(write, single=single)
-        except _Overtaken:
-            entry.drop()
+        except (_Overtaken, TooManyRuns):
+            entry.drop()  # recorded alone, then met again by the advance, which goes on or blocks the run
             return None
         except BaseException:
             entry.drop()
             raise
         self._remember(progress, completion)
+        self._warn_of_many_steps(head, progress)
         self._settle(entry, machine)
         return AdvanceResult(
             messages=list(messages),

@@ -14,6 +14,7 @@ from paidonce.policies.declared import decorator_keys
 from paidonce.policies.policy import WhenOpen
 from paidonce.registry import default_registry
 from paidonce.retry import Retry, retry_from
+from paidonce.submission import MAX_NAME_CHARACTERS
 from paidonce.values import Parameters
 from paidonce_models.budgets import Maxima, Unit
 from paidonce_models.errors import DeclarationError, InvalidInput
@@ -26,6 +27,10 @@ Timeout: TypeAlias = float | timedelta | str | Mapping[str, Any]
 """Of an attempt: seconds, a ``timedelta`` or text such as ``"10s"``; or ``{"attempt": …, "total": …}``."""
 
 DELIVERIES = ("at_least_once", "at_most_once")
+MOST_LOST = 1_000
+MAX_STEP_NAME_CHARACTERS = 200
+MAX_VERSION_CHARACTERS = 100
+"""Both are what the store's columns hold."""
 
 
 class StepDecorator(Protocol):
@@ -133,13 +138,15 @@ def _declare_step(
 ) -> StepDeclaration[..., Any]:
     parameters = _parameters(kind, fn)
     own_name = name or f"{module_name_of(fn)}.{fn.__name__}"
+    _check_length(f"the name of {kind}", own_name, MAX_STEP_NAME_CHARACTERS)
     where = f"{kind} {own_name}"
+    _check_length(f"{where}: queue", queue or "", MAX_NAME_CHARACTERS)
     if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
         raise DeclarationError(f"{where} is a generator; return a list instead, its result is stored as one value")
     if delivery not in DELIVERIES:
         raise DeclarationError(f"{where}: delivery={delivery!r}; expected one of {', '.join(DELIVERIES)}")
-    if max_lost < 1:
-        raise DeclarationError(f"{where}: max_lost={max_lost}; expected at least 1")
+    if not 1 <= max_lost <= MOST_LOST:
+        raise DeclarationError(f"{where}: max_lost={max_lost:.6g}; expected at least 1 and at most {MOST_LOST:,}")
     if kind == "tool" and provider is not None:
         raise DeclarationError(
             f"{where}: provider={provider!r}; only a @step names its model's provider, a tool has a circuit of its own"
@@ -216,6 +223,9 @@ def _declare_agent(
 ) -> AgentDeclaration[..., Any]:
     parameters = _parameters("agent", fn)
     own_name = name or fn.__name__
+    _check_length("the name of agent", own_name, MAX_NAME_CHARACTERS)
+    _check_length(f"agent {own_name!r}: version", str(version), MAX_VERSION_CHARACTERS)
+    _check_length(f"agent {own_name!r}: queue", queue or "", MAX_NAME_CHARACTERS)
     if not inspect.iscoroutinefunction(fn):
         raise DeclarationError(f"agent {own_name!r} is a plain def; declare it with `async def`, it has to await steps")
     where = f"agent {own_name!r}"
@@ -240,10 +250,18 @@ def _declare_agent(
     return declaration
 
 
+def _check_length(what: str, text: str, most: int) -> None:
+    """What the store's columns hold; found at import, and not when a run has got there."""
+    if len(text) > most:
+        raise DeclarationError(f"{what} has {len(text):,} characters, at most {most} are kept: {text:.80}…; shorten it")
+
+
 def _name(where: str, option: str, value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip()):
+    if value is None or (isinstance(value, str) and value.strip() and len(value) <= MAX_NAME_CHARACTERS):
         return value
-    raise DeclarationError(f"{where}: {option}={value!r}; expected a name")
+    raise DeclarationError(
+        f"{where}: {option}={value!r:.80}; expected a name of {MAX_NAME_CHARACTERS} characters at most"
+    )
 
 
 def _nanousd(where: str, name: str, usd: str | Decimal | None, *, least: int) -> int | None:

@@ -40,6 +40,7 @@ class Invocation(Coroutine[Any, Any, Any]):
         self._kwargs: Mapping[str, Any] = {}
         self.arguments: Encoded = b""
         if machine is not None:
+            machine.note_call()
             self._hash = machine.loop.next_ordinal()
             self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
         else:

@@ -26,6 +26,9 @@ COLUMNS: Final = ("provider", "model", "valid_from", "valid_until", *AMOUNT_COLU
 PRINTED_ONLY: Final = ("id", "source", "created_at", "in_force")
 """What ``paidonce prices list --json`` prints besides; passed over, so that its output can be imported elsewhere."""
 
+MOST_ROWS: Final = 10_000
+"""Of one import, which is one transaction. The whole price list of genai-prices has a tenth."""
+
 Amount = str | int | Decimal
 
 
@@ -79,6 +82,10 @@ def parse_price_file(data: bytes, where: str) -> list[PriceRow]:
     records = _json_records(text, where) if text.lstrip()[:1] in ("[", "{") else _csv_records(text, where)
     if not records:
         raise InvalidInput(f"{where}: holds no prices; the columns are {', '.join(COLUMNS)}")
+    if len(records) > MOST_ROWS:
+        raise InvalidInput(
+            f"{where}: holds {len(records):,} prices, at most {MOST_ROWS:,} are added at a time; import it in parts"
+        )
     return [_row_of(record, f"{where}, row {number}") for number, record in enumerate(records, 1)]
 
 
@@ -87,6 +94,8 @@ def _json_records(text: str, where: str) -> list[Mapping[str, object]]:
         document = json.loads(text, parse_float=Decimal)
     except ValueError as error:
         raise InvalidInput(f"{where}: is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidInput(f"{where}: is nested without an end; expected a list of objects") from None
     records = document.get("prices") if isinstance(document, dict) else document
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise InvalidInput(f'{where}: expected a list of objects, or {{"prices": [...]}}')
@@ -108,7 +117,7 @@ def _csv_records(text: str, where: str) -> list[Mapping[str, object]]:
 def _row_of(record: Mapping[str, object], where: str) -> PriceRow:
     unknown = sorted(set(record) - set(COLUMNS) - set(PRINTED_ONLY))
     if unknown:
-        raise InvalidInput(f"{where}: unknown column {', '.join(unknown)}; the columns are {', '.join(COLUMNS)}")
+        raise InvalidInput(f"{where}: unknown column {', '.join(unknown):.200}; the columns are {', '.join(COLUMNS)}")
     missing = [name for name in ("model", "valid_from", "input_usd_per_mtok") if record.get(name) is None]
     if missing:
         raise InvalidInput(f"{where}: {', '.join(missing)} is missing")
@@ -116,13 +125,13 @@ def _row_of(record: Mapping[str, object], where: str) -> PriceRow:
     for name in ("provider", "model", "valid_from", "valid_until", "note"):
         value = record.get(name)
         if value is not None and not isinstance(value, str):
-            raise InvalidInput(f"{where}: {name} must be a text, found {value!r}")
+            raise InvalidInput(f"{where}: {name} must be a text, found {value!r:.80}")
         texts[name] = value
     amounts: dict[str, int | None] = {}
     for name in AMOUNT_COLUMNS:
         amount = record.get(name)
         if amount is not None and (isinstance(amount, bool) or not isinstance(amount, str | int | Decimal)):
-            raise InvalidInput(f"{where}: {name} must be a number or a decimal text, found {amount!r}")
+            raise InvalidInput(f"{where}: {name} must be a number or a decimal text, found {amount!r:.80}")
         amounts[name] = None if amount is None else parse_amount(amount, f"{where}: {name}")
     until = texts["valid_until"]
     try:

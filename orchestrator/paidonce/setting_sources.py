@@ -21,6 +21,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from paidonce_models.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PAIDONCE_"
+LARGEST_FILE_BYTES = 4 * 1024 * 1024
+"""Of ``pyproject.toml`` and ``.env``. No setting: it would have to be read from them."""
 _TABLE_HEADER = "[tool.paidonce"
 # Read by the project's own tests, not by the product.
 _FOREIGN_PREFIXES = ("PAIDONCE_TEST_", "PAIDONCE_BENCH_", "PAIDONCE_DEMO_")
@@ -46,15 +48,17 @@ def find_project_file(folder: Path | None = None) -> ProjectFile:
     for candidate in (start, *start.parents):
         path = candidate / "pyproject.toml"
         try:
-            text = path.read_text(encoding="utf-8")
+            text = _read_bounded(path)
         except (OSError, UnicodeDecodeError):
             continue
         if _TABLE_HEADER not in text:
             continue
         try:
             table = tomllib.loads(text).get("tool", {}).get("paidonce")
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOML's own among them, and a number with more digits than Python reads
             raise ConfigurationError(f"{path} is not valid TOML: {error}; correct it there") from None
+        except RecursionError:
+            raise ConfigurationError(f"{path} nests lists without an end; correct it there") from None
         if isinstance(table, dict):
             normal = {key.replace("-", "_").lower(): value for key, value in table.items()}
             return ProjectFile(path=path, table=_anchored(normal, candidate))
@@ -105,6 +109,28 @@ def warn_of_unknown_names(known: Iterable[str]) -> None:
             found.append(f"{spelled} in {place}{meant}")
     if found:
         logger.warning("unknown settings are ignored: %s", "; ".join(found), extra={"event": "unknown_settings"})
+
+
+def refuse_large_dotenv() -> None:
+    """Raise ``ConfigurationError`` for a ``.env`` that no person has written, before anybody reads it."""
+    path = Path(".env").absolute()
+    if path.is_file():
+        _refuse_large(path, path.stat().st_size)
+
+
+def _read_bounded(path: Path) -> str:
+    """The text of a file, which is not read further than a person writes. Raises ``ConfigurationError`` beyond."""
+    with path.open("rb") as opened:
+        data = opened.read(LARGEST_FILE_BYTES + 1)
+    _refuse_large(path, len(data))
+    return data.decode("utf-8")
+
+
+def _refuse_large(path: Path, size: int) -> None:
+    if size > LARGEST_FILE_BYTES:
+        raise ConfigurationError(
+            f"{path} has more than {LARGEST_FILE_BYTES:,} bytes; settings are read from a shorter file, correct it"
+        )
 
 
 def _environment() -> dict[str, object]:

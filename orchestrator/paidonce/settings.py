@@ -22,7 +22,13 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from paidonce.provider_hosts import parse_provider_hosts
 from paidonce.server_urls import check_broker_url, check_store_url, without_password
-from paidonce.setting_sources import ENVIRONMENT_PREFIX, ProjectTable, place_of, warn_of_unknown_names
+from paidonce.setting_sources import (
+    ENVIRONMENT_PREFIX,
+    ProjectTable,
+    place_of,
+    refuse_large_dotenv,
+    warn_of_unknown_names,
+)
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.money import nanousd_from_usd
@@ -30,6 +36,10 @@ from paidonce_models.money import nanousd_from_usd
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
+_LARGEST_COUNT = 10**9
+_SHOWN_CHARACTERS = 300
+_LONGEST_SECONDS = 3650 * 86_400.0
+"""Ten years, as for the durations of policies: what is longer is a mistake of units."""
 
 
 class Settings(BaseSettings):
@@ -67,12 +77,19 @@ class Settings(BaseSettings):
         default=Path("paidonce.yaml"),
         description="The file of policies for tools, steps and providers; without the default file, defaults hold.",
     )
+    max_policies_bytes: int = Field(
+        default=256 * 1024,
+        ge=1024,
+        le=64 * _MEBIBYTE,
+        description="How large that file may be, as it is and with its aliases written out.",
+    )
     breakers: bool = Field(
         default=True, description="Whether circuit breakers are on; `off` makes every call, whatever is down."
     )
     inline_retry_seconds: float = Field(
         default=5,
         ge=0,
+        le=_LONGEST_SECONDS,
         allow_inf_nan=False,
         description="How long a tool that is called inside a step may be tried again in place.",
     )
@@ -82,7 +99,11 @@ class Settings(BaseSettings):
         description="Keeps the runs of several teams apart in one store.",
     )
     lease_seconds: float = Field(
-        default=10, gt=0, allow_inf_nan=False, description="How long a step belongs to a worker that is not heard of."
+        default=10,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="How long a step belongs to a worker that is not heard of.",
     )
     frozen_seconds: float = Field(
         default=60,
@@ -92,40 +113,95 @@ class Settings(BaseSettings):
         "is stopped. Never less than the lease.",
     )
     heartbeat_seconds: float = Field(
-        default=3, gt=0, allow_inf_nan=False, description="How often a worker renews its leases."
+        default=3, gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False, description="How often a worker renews its leases."
     )
     sweep_seconds: float = Field(
-        default=2, gt=0, allow_inf_nan=False, description="How often the sweeper looks for lost work."
+        default=2,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="How often the sweeper looks for lost work.",
     )
-    max_depth: int = Field(default=10, ge=1, description="How deep agents may await agents.")
+    max_depth: int = Field(default=10, ge=1, le=1_000, description="How deep agents may await agents.")
+    max_steps: int = Field(
+        default=10_000,
+        ge=1,
+        le=_LARGEST_COUNT,
+        description="How many steps, tools and child runs a run may ask for; then it is blocked until this is raised.",
+    )
+    warn_steps: int = Field(
+        default=1_000, ge=1, le=_LARGEST_COUNT, description="From how many of them on the log warns of the run, once."
+    )
+    max_runs: int = Field(
+        default=10_000, ge=1, le=_LARGEST_COUNT, description="How many runs may stand below one run, all generations."
+    )
+    max_timers: int = Field(
+        default=50_000, ge=1, le=_LARGEST_COUNT, description="How often a timer (`asyncio.sleep`) may wake a run."
+    )
     cancel_grace_seconds: float = Field(
-        default=60, ge=0, allow_inf_nan=False, description="How long a cancelled agent's `finally` may await steps."
+        default=60,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="How long a cancelled agent's `finally` may await steps.",
     )
     drain_seconds: float = Field(
-        default=20, ge=0, allow_inf_nan=False, description="How long a stopping worker lets its steps finish."
+        default=20,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="How long a stopping worker lets its steps finish.",
     )
     turn_seconds: float = Field(
         default=5,
         ge=0,
+        le=_LONGEST_SECONDS,
         allow_inf_nan=False,
         description="How long a thread goes on with its run before the next step goes over the broker; 0: never.",
     )
     slice_seconds: float = Field(
-        default=5, gt=0, allow_inf_nan=False, description="How long an agent may compute between two awaits."
+        default=5,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="How long an agent may compute between two awaits.",
     )
     step_timeout_seconds: float = Field(
-        default=900, gt=0, allow_inf_nan=False, description="A step's time limit where its decorator names none."
+        default=900,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="A step's time limit where its decorator names none.",
     )
     max_payload_bytes: int = Field(
-        default=50 * _MEBIBYTE, ge=1024, description="The largest argument or result that is accepted."
+        default=50 * _MEBIBYTE,
+        ge=1024,
+        le=1024 * _MEBIBYTE,
+        description="The largest argument or result that is accepted.",
+    )
+    max_tags: int = Field(default=50, ge=0, le=10_000, description="How many tags a run may have.")
+    # At most 1,200: name and value of a tag with a budget stand in one row of an index of PostgreSQL: 2,704 bytes.
+    max_tag_bytes: int = Field(
+        default=1_000, ge=1, le=1_200, description="How long the name of a tag may be, and its value, in UTF-8."
+    )
+    max_tags_bytes: int = Field(
+        default=10_000, ge=0, le=_MEBIBYTE, description="How long all names and values of a run's tags may be together."
     )
     no_worker_seconds: float = Field(
-        default=60, gt=0, allow_inf_nan=False, description="After how long without a fitting worker a run is blocked."
+        default=60,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="After how long without a fitting worker a run is blocked.",
     )
-    cache_size: int = Field(default=1000, ge=1, description="How many runs a process keeps ready to go on.")
-    concurrency: int = Field(default=16, ge=1, description="How many steps a worker runs at once.")
+    cache_size: int = Field(
+        default=1000, ge=1, le=_LARGEST_COUNT, description="How many runs a process keeps ready to go on."
+    )
+    concurrency: int = Field(default=16, ge=1, le=10_000, description="How many steps a worker runs at once.")
     shards: int = Field(default=1, ge=1, le=1024, description="Into how many parts the sweepers divide the store.")
-    database_pool_size: int = Field(default=8, ge=1, description="How many store connections a process may hold.")
+    database_pool_size: int = Field(
+        default=8, ge=1, le=10_000, description="How many store connections a process may hold."
+    )
     provider_hosts: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
         default=(),
         description="Self-hosted or gateway hosts whose usage is captured, with the provider whose API they speak: "
@@ -273,6 +349,7 @@ def load_settings(**given: object) -> Settings:
     if unknown:
         raise ConfigurationError(f"there is no setting named {', '.join(unknown)}")
     names = tuple(Settings.model_fields)
+    refuse_large_dotenv()
     try:
         settings = Settings(**chosen)  # type: ignore[arg-type]  # validated by pydantic, not by the signature
     except ValidationError as error:
@@ -291,10 +368,13 @@ def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
     if name is None:
         return f"settings: expected {expected}; change one of them"
     place, value = place_of(name, given)
-    found = without_password(str(value))
-    return (
-        f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found!r}; correct it there"
-    )
+    try:
+        found = repr(without_password(str(value)))
+    except (ValueError, RecursionError):  # more digits or levels than Python writes
+        found = f"a {type(value).__name__} beyond all measure"
+    if len(found) > _SHOWN_CHARACTERS:
+        found = f"{found[:_SHOWN_CHARACTERS]}… ({len(found):,} characters)"
+    return f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found}; correct it there"
 
 
 def _sqlite_file(path: str) -> Path:

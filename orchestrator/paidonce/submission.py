@@ -8,9 +8,11 @@ from typing import Any
 
 from paidonce.declarations import AgentDeclaration
 from paidonce.settings import Settings
+from paidonce.tags import checked_tags, is_storable
 from paidonce_models.encoding import canonical_sha256, decode_json, encode_json
 from paidonce_models.errors import InvalidInput, NotSerialisable
 from paidonce_models.ids import new_run_id
+from paidonce_models.json_values import shown
 from paidonce_models.payloads import split
 from paidonce_models.queues import DEFAULT_QUEUE, full_queue_name
 from paidonce_models.store.submission import NewRun
@@ -39,7 +41,7 @@ def new_run(
     whether or not the producer holds the agent's code and its defaults.
     """
     if not is_name(agent):
-        raise InvalidInput(f"agent must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {agent!r:.200}")
+        raise InvalidInput(f"agent must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(agent)}")
     if not isinstance(given, Mapping):
         raise InvalidInput(
             f"input of agent {agent!r} must be a JSON object of its arguments by name, found {type(given).__name__}"
@@ -49,7 +51,7 @@ def new_run(
         queue = declaration.queue if declaration is not None else DEFAULT_QUEUE
     if not is_name(queue):
         raise InvalidInput(
-            f"queue of agent {agent!r} must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {queue!r:.200}"
+            f"queue of agent {agent!r} must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(queue)}"
         )
     run_id = new_run_id()
     return NewRun(
@@ -61,7 +63,7 @@ def new_run(
         input_sha256=canonical_sha256(decode_json(data)),
         queue=full_queue_name(queue),
         key=_checked_key(agent, key),
-        tags=checked_tags(agent, tags),
+        tags=checked_tags(settings, agent, tags),
         priority=_checked_priority(agent, priority),
         alias=alias,
     )
@@ -69,17 +71,12 @@ def new_run(
 
 def is_name(value: object) -> bool:
     """Whether a value from outside can name an agent or a queue in every store."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and _is_storable(value)
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and is_storable(value)
 
 
 def is_alias(value: object) -> bool:
     """Whether a value from outside, such as a foreign message's id, can be another name of a run."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_ALIAS_CHARACTERS and _is_storable(value)
-
-
-def _is_storable(text: str) -> bool:
-    """JSON can carry NUL and half a surrogate pair; PostgreSQL's texts cannot."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return isinstance(value, str) and 0 < len(value) <= MAX_ALIAS_CHARACTERS and is_storable(value)
 
 
 def _encoded(agent: str, given: Mapping[str, Any], declaration: AgentDeclaration[..., Any] | None) -> bytes:
@@ -96,31 +93,12 @@ def _encoded(agent: str, given: Mapping[str, Any], declaration: AgentDeclaration
 def _checked_key(agent: str, key: Any) -> str | None:
     if key is None:
         return None
-    if not isinstance(key, str) or not key or len(key) > MAX_KEY_CHARACTERS or not _is_storable(key):
-        raise InvalidInput(f"key of agent {agent!r} must be 1 to {MAX_KEY_CHARACTERS} characters, found {key!r:.80}")
+    if not isinstance(key, str) or not key or len(key) > MAX_KEY_CHARACTERS or not is_storable(key):
+        raise InvalidInput(f"key of agent {agent!r} must be 1 to {MAX_KEY_CHARACTERS} characters, found {shown(key)}")
     return key
-
-
-def checked_tags(agent: str, tags: Any) -> dict[str, str]:
-    """Tags from outside. Raises ``InvalidInput`` naming the first that no store can hold or group by."""
-    if tags is None:
-        return {}
-    if not isinstance(tags, Mapping):
-        raise InvalidInput(f"tags of agent {agent!r} must be an object of strings, found {type(tags).__name__}")
-    for name, value in tags.items():
-        if not isinstance(name, str) or not name or not isinstance(value, str):
-            raise InvalidInput(
-                f"tag {name!r:.80}={value!r:.80} of agent {agent!r}: names and values must be strings, a name not empty"
-            )
-        if not _is_storable(name) or not _is_storable(value):
-            raise InvalidInput(
-                f"tag {name!r}={value!r:.80} of agent {agent!r} holds a NUL or half a surrogate pair, which no store "
-                "can group by; leave that character out"
-            )
-    return dict(tags)
 
 
 def _checked_priority(agent: str, priority: Any) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
-        raise InvalidInput(f"priority {priority!r} of agent {agent!r}; expected 0 to 9, 9 goes first")
+        raise InvalidInput(f"priority {shown(priority)} of agent {agent!r}; expected 0 to 9, 9 goes first")
     return priority

@@ -9,21 +9,58 @@ from __future__ import annotations
 import traceback
 from types import TracebackType
 
-from paidonce_models.errors import PaidonceError
+from paidonce_models.encoding import encode_json
+from paidonce_models.errors import InvalidInput, PaidonceError
 
 LONGEST_MESSAGE = 10_000
 """Characters. A message is in the event, the step and the attempt, and an agent reads it at each replay."""
 LONGEST_TRACEBACK = 20_000
+LONGEST_NAME = 200
+"""Characters of a type's name, which user code may make as it likes."""
+MOST_ERRORS = 100
+"""Of a group, with those of the groups in it: a fan-out of thousands that all fail tells no more than that."""
+LONGEST_MESSAGES = 30_000
+"""Characters of the messages of a whole group, beside a beginning of each."""
+DEEPEST_GROUP = 20
+"""Groups within groups; each level takes JSON's writer and readers a level, too."""
+_SHORTEST_MESSAGE = 200
 _OUR_PACKAGES = frozenset({"paidonce", "paidonce_workers"})
 
 
 def error_of(error: BaseException) -> dict[str, object]:
     """An exception as JSON; Paidonce's own keep their details."""
+    return _described(error, _Room())
+
+
+class _Room:
+    """What is left of an error's size: errors of a group in all, characters of their messages."""
+
+    def __init__(self) -> None:
+        self.errors = MOST_ERRORS
+        self.characters = LONGEST_MESSAGES
+
+
+def _described(error: BaseException, room: _Room, depth: int = 0) -> dict[str, object]:
+    room.errors -= 1
     if isinstance(error, PaidonceError):
-        return error.to_json()
-    described: dict[str, object] = {"type": type(error).__name__, "code": "user_error", "message": _message_of(error)}
+        return _own(error)
+    message = _message_of(error, max(room.characters, _SHORTEST_MESSAGE))
+    room.characters -= len(message)
+    described: dict[str, object] = {
+        "type": _shortened(type(error).__name__, LONGEST_NAME),
+        "code": "user_error",
+        "message": message,
+    }
     if isinstance(error, BaseExceptionGroup):
-        described["errors"] = [error_of(each) for each in error.exceptions]
+        inner = error.exceptions if depth < DEEPEST_GROUP else ()
+        told: list[dict[str, object]] = []
+        for each in inner:
+            if room.errors <= 0:
+                break
+            told.append(_described(each, room, depth + 1))
+        described["errors"] = told
+        if len(told) < len(error.exceptions):
+            described["more_errors"] = len(error.exceptions) - len(told)
     return described
 
 
@@ -40,16 +77,27 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
-def _message_of(error: BaseException) -> str:
+def _own(error: PaidonceError) -> dict[str, object]:
+    """User code raises them, too, with a text and details of its own."""
+    described = error.to_json()
+    described["message"] = _shortened(error.message, LONGEST_MESSAGE)
+    try:
+        fits = len(encode_json(error.details, "details")) <= LONGEST_MESSAGE
+    except InvalidInput:
+        fits = False
+    return described if fits else {**described, "details": {}}
+
+
+def _message_of(error: BaseException, longest: int = LONGEST_MESSAGE) -> str:
     try:
         text = str(error)
     except Exception as failure:  # noqa: BLE001 - a `__str__` of the user's raises what it likes
         return f"(its text cannot be made: {type(failure).__name__})"
-    if not text:
-        return type(error).__name__
-    if len(text) <= LONGEST_MESSAGE:
-        return text
-    return f"{text[:LONGEST_MESSAGE]}… ({len(text):,} characters)"
+    return _shortened(text or type(error).__name__, min(longest, LONGEST_MESSAGE))
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
 def _from_user_code(trace: TracebackType | None) -> TracebackType | None:

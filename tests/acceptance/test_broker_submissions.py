@@ -75,15 +75,30 @@ def test_with_a_key_it_meets_the_clients_run(shared: Site, producer: Celery) -> 
     assert run.result(RUN_SECONDS).queries == ["shared", "key"]
 
 
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+NESTED = nested(800)
+"""As deep as Celery's own JSON goes, with what is around it on the stack."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         ({"agent": "leaf", "input": {"wrong": 1}}, "invalid_input", "'number'"),
         ({"agent": "leaf", "input": {"number": "many"}}, "invalid_input", "number"),
         ({"agent": "leaf", "input": [1, 2]}, "invalid_input", "must be a JSON object"),
+        ({"agent": "leaf", "input": {"number": NESTED}}, "not_serialisable", "deeper than 254 levels"),
+        ({"agent": NESTED, "input": {}}, "invalid_input", "name|nested"),
+        ({"agent": "leaf", "input": {"number": 1}, "priority": "9" * 1_000_000}, "invalid_input", "priority"),
         ({"agent": 7, "input": {}}, "invalid_input", "must be a name"),
         ({"input": {}}, "invalid_input", "must be a name"),
         ({"agent": "leaf", "input": {"number": 1}, "tags": "u1"}, "invalid_input", "tags"),
+        ({"agent": "leaf", "input": {"number": 1}, "tags": {"a": "x" * 1_001}}, "invalid_input", "MAX_TAG_BYTES"),
         ({"agent": "leaf", "input": {"number": 1}, "key": ""}, "invalid_input", "key"),
         ({"agent": "leaf", "input": {"number": 1}, "countdown": 3}, "invalid_input", "countdown"),
         ({"agent": "leaf", "input": {"number": 1}, "priority": "high"}, "invalid_input", "priority"),
@@ -93,7 +108,8 @@ def test_with_a_key_it_meets_the_clients_run(shared: Site, producer: Celery) -> 
         ({"agent": "leaf", "input": {"number": 1}, "key": "half a pair: \ud800"}, "invalid_input", "key"),
     ],
     ids=[
-        *("argument", "type", "list", "agent", "no agent", "tags", "key", "unknown", "priority", "queue"),
+        *("argument", "type", "list", "nested", "nested name", "long priority", "agent", "no agent", "tags"),
+        *("long tag", "key", "unknown", "priority", "queue"),
         *("long name", "nul", "surrogate in key"),
     ],
 )

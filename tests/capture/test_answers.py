@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -123,3 +124,35 @@ def test_what_is_no_answer_tells_nothing(raw: bytes) -> None:
     for reader in (DocumentReader(Api.OPENAI), EventStreamReader(Api.OPENAI), EventStreamReader(Api.GOOGLE)):
         answer = read(reader, raw if isinstance(reader, DocumentReader) else b"data: " + raw + b"\n\n", 3)
         assert (answer.fields, answer.id) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 5_000 + b"]" * 5_000,
+        b"[" * 1_000 + b"]" * 1_000,
+        b'{"text": "\\ud800", "deep": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"text": "\\ud800", "number": ' + b"9" * 5_000 + b"}",
+        b'{"pad": "' + b"x" * WHOLE_BYTES + b'", "usage": ' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001,
+    ],
+    ids=["brackets", "brackets that are read", "half a pair", "digits", "large"],
+)
+@pytest.mark.parametrize("api", list(Api))
+def test_an_answer_that_nests_without_an_end_tells_nothing_and_raises_nothing(api: Api, body: bytes) -> None:
+    for reader in (DocumentReader(api), EventStreamReader(api)):
+        raw = body if isinstance(reader, DocumentReader) else b"data: " + body + b"\n\n"
+        answer = read(reader, raw, 100_000)
+        assert "usage" not in answer.fields and "usageMetadata" not in answer.fields
+
+
+def test_a_stream_whose_line_never_ends_is_read_in_bounded_memory() -> None:
+    reader = EventStreamReader(Api.OPENAI)
+    tracemalloc.start()
+    try:
+        for _ in range(2_000):
+            reader.feed(b"x" * 16_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    reader.end()
+    assert peak < 4 * 2**20

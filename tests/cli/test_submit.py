@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+
 import pytest
 
 from tests.cli.conftest import NOBODY_LISTENS, Project
@@ -48,6 +51,46 @@ def test_waiting_ends_after_the_timeout_and_the_run_goes_on(project: Project) ->
     done = project.paidonce(*arguments, **AWAY)
     assert (done.code, done.error["code"], done.document["state"]) == (6, "result_timeout", "pending")
     assert project.paidonce("show", done.document["run_id"], **AWAY).code == 0
+
+
+def test_input_is_read_no_further_than_it_may_be_large_and_before_it_is_parsed(project: Project) -> None:
+    with (project.folder / "huge.json").open("wb") as file:
+        file.truncate(3 * 2**30)  # not valid JSON either: its size is told first
+    (project.folder / "deep.json").write_bytes(b'{"a": ' + b"[" * 5_000 + b"]" * 5_000 + b"}")
+    for command, code, said in (
+        (("submit", "adder", "--input", "@huge.json"), "payload_too_large", "more than 52,428,800 bytes"),
+        (("prices", "import", "huge.json"), "payload_too_large", "huge.json: more than 52,428,800 bytes"),
+        (("submit", "adder", "--input", "@deep.json"), "invalid_input", "nested deeper than 254 levels"),
+        (("prices", "import", "deep.json"), "invalid_input", "nested without an end"),
+    ):
+        done = project.paidonce(*command, "--json", **AWAY)
+        assert (done.code, done.error["code"]) == (2, code)
+        assert said in done.error["message"] and len(done.error["message"]) < 1_000
+    piped = project.paidonce(
+        "submit", "a", "--input", "-", "--json", stdin="1" * 5_000, MAX_PAYLOAD_BYTES="2000", **AWAY
+    )
+    assert (piped.code, piped.error["code"]) == (2, "payload_too_large")
+
+
+def test_counts_beyond_what_a_store_can_hold_are_refused(project: Project) -> None:
+    for command in (("runs", "--limit", "1" + "0" * 30), ("show", "r", "--step", "1" + "0" * 30)):
+        done = project.paidonce(*command, "--json", **AWAY)
+        assert done.code == 2 and "Traceback" not in done.err and "not in the range" in done.out + done.err
+
+
+def test_a_tag_of_megabytes_that_an_older_version_took_is_listed_by_its_beginning(project: Project) -> None:
+    refused = project.paidonce("submit", "adder", "--tag", f"user={'x' * 100_000}", "--json", **AWAY)
+    assert (refused.code, refused.error["code"]) == (2, "invalid_input")
+    assert "PAIDONCE_MAX_TAG_BYTES" in refused.error["message"] and len(refused.err) + len(refused.out) < 2_000
+
+    run_id = project.paidonce("submit", "adder", "--tag", "user=u1", **AWAY).document["run_id"]
+    with sqlite3.connect(project.home / "paidonce.db") as database:
+        database.execute("UPDATE runs SET tags = ?", (json.dumps({"user": "x" * 5_000_000}),))
+    for command in (("runs",), ("show", run_id)):
+        done = project.paidonce(*command, **AWAY)
+        assert done.code == 0 and "user=xxx" in done.out and "--json shows all" in "".join(done.out.split("\n"))
+        assert len(done.out) < 20_000
+    assert len(project.paidonce("runs", "--json", **AWAY).document[0]["tags"]["user"]) == 5_000_000
 
 
 def test_runs_are_listed_newest_first_by_state_and_agent(project: Project) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import math
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -208,3 +209,52 @@ def test_the_quick_check_sees_through_types_that_orjson_would_write() -> None:
     assert not is_plain([Colour.RED])
     assert not is_plain({"a": {Colour.RED: 1}})
     assert not is_plain([math.nan])
+
+
+def _nested(levels: int, leaf: object = 1) -> object:
+    value = leaf
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+def _beneath(frames: int, act: Callable[[], object]) -> object:
+    """``act`` called from as deep in a program."""
+    return act() if frames == 0 else _beneath(frames - 1, act)
+
+
+@pytest.mark.parametrize("levels", [300, 5_000, 100_000])
+def test_text_that_nests_without_an_end_is_refused_with_the_limit(levels: int) -> None:
+    for text in (b"[" * levels + b"]" * levels, b"[" * levels, b'{"a":' * levels + b"1" + b"}" * levels):
+        with pytest.raises(InvalidInput, match=f"deeper than {MAX_DEPTH} levels|not valid JSON|nested") as refused:
+            encode_json(decode_json(text))
+        assert len(refused.value.message) < 1_000
+
+
+def test_levels_that_the_stack_has_no_room_for_are_refused_and_not_a_recursion_error() -> None:
+    slow = _nested(200, 2**100)  # a large integer is written level by level in Python
+    assert len(encode_json(slow)) > 200
+    for frames in (600, 800, 900):
+        with pytest.raises(NotSerialisable, match="the program's stack"):
+            _beneath(frames, lambda: encode_json(slow, "value"))
+
+
+def test_lists_that_stand_in_each_other_many_times_are_refused_before_they_are_written_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paidonce_models.json_values.MOST_MEMBERS", 100_000)
+    bomb: list[object] = [1] * 10
+    for _ in range(30):
+        bomb = [bomb] * 10
+    with pytest.raises(NotSerialisable, match="the bomb holds more than 100,000 values"):
+        encode_json(bomb, "the bomb")
+    with pytest.raises(NotSerialisable, match="the bomb holds more than 100,000 values"):
+        is_plain(bomb, "the bomb")
+
+
+def test_the_quick_check_comes_to_an_end_on_a_cycle() -> None:
+    wide: list[object] = [1]
+    wide += [wide, {"again": wide}, wide]
+    assert not is_plain(wide)
+    with pytest.raises(NotSerialisable, match="contains itself"):
+        encode_json(wide)

@@ -353,3 +353,28 @@ def test_many_threads_may_share_a_memory() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_an_object_of_very_many_members_is_one_piece_and_is_not_taken_apart_member_by_member() -> None:
+    messages = [{"role": "user", "content": "x" * 200} for _ in range(200)]
+    assert document_of(encode_json({"messages": messages})) is not None
+    for many in (
+        {"messages": messages, "state": {str(number): number for number in range(100_000)}},
+        {"messages": messages, **{str(number): number for number in range(100_000)}},
+        {"messages": messages, "a": {str(n): {str(m): 1 for m in range(300)} for n in range(300)}},
+    ):
+        data = encode_json(many)
+        assert document_of(data) is None
+        assert encoded_object([(name, encode_json(value)) for name, value in many.items()]) == data
+        shelf = Shelf()
+        shelf.keep(split(data).rows)
+        assert assemble(split(data).root_id, shelf.fetch) == data
+
+
+def test_a_document_put_together_from_members_is_taken_apart_where_a_scan_takes_it_apart() -> None:
+    messages: list[object] = [{"role": "user", "content": "x" * 300, "n": number} for number in range(200)]
+    memory = ElementMemory(2**24)
+    for members in (1_999, 2_001):
+        state = encode_json({str(number): number for number in range(members)} | {"pad": "y" * 5_000})
+        made = encoded_object([("messages", memory.encode_list(messages, "messages")), ("state", state)])
+        assert split(made).root_id == split(bytes(made)).root_id

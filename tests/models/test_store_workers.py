@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paidonce_models.store.blocking import block_run, block_unheld
+from paidonce_models.store.bounds import bounded_signature, runs_below
 from paidonce_models.store.messages import Message
 from paidonce_models.store.queries import read_run, read_state
 from paidonce_models.store.sweeping import take_due
@@ -27,6 +28,7 @@ def _register(
         queues=[queue],
         agents=[HeldAgent(name=name, version="1", signature=signature, queue=queue) for name in agents],
         steps=steps,
+        bounds=held.get("bounds", {}),  # type: ignore[arg-type]  # a test's own words
     )
     return store.transact(register_worker, registration)
 
@@ -99,6 +101,30 @@ def test_a_blocked_run_goes_on_when_a_worker_registers_its_code(store: Store) ->
     store.clock.move(SECOND_US)
     due = store.transact(take_due, namespace=NAMESPACE, shard=0)
     assert waiting_for_step in [entry.message.run_id for entry in due], "its step's message is sent soon"
+
+
+def test_a_run_that_met_a_limit_goes_on_with_a_larger_one_or_with_other_code(store: Store) -> None:
+    blocked = [store.submit().run_id for _ in range(2)]
+    for run_id in blocked:
+        signature, error = bounded_signature(9_999, "s1"), {"code": "too_many_steps"}
+        act = {"run_id": run_id, "from_seq": 0, "reason": "too_many_steps", "error": error, "signature": signature}
+        assert store.transact(block_run, **act)
+    assert _register(store) == [], "a worker that says nothing of its limits changes nothing"
+    assert _register(store, bounds={"too_many_steps": 9_999}) == []
+    assert _register(store, bounds={"too_many_steps": 1_000, "too_many_runs": 10**9}) == []
+    went_on = _register(store, bounds={"too_many_steps": 10_000})
+    assert sorted(message.run_id for message in went_on) == sorted(blocked)
+    assert store.transact(block_run, **{**act, "run_id": blocked[0]})
+    assert [message.run_id for message in _register(store, signature="s2")] == [blocked[0]]
+
+
+def test_runs_below_a_root_are_counted_no_further_than_asked(store: Store) -> None:
+    root = store.submit().run_id
+    assert store.read(runs_below, root, most=10) == 0
+    for _ in range(3):
+        store.submit(parent_run_id=root, parent_position=1, root_run_id=root, depth=1)
+    assert store.read(runs_below, root, most=10) == 3
+    assert store.read(runs_below, root, most=2) == 2
 
 
 def test_runs_submitted_before_their_agents_queue_was_known_move_there(store: Store) -> None:

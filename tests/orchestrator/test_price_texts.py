@@ -98,6 +98,8 @@ def test_csv_and_json_say_the_same() -> None:
         (b"{}", r"f: expected a list of objects, or \{\"prices\""),
         (b"[1]", "f: expected a list of objects"),
         (b"[", "f: is not JSON"),
+        (b"[" * 5_000 + b"]" * 5_000, "f: is nested without an end"),
+        (b"[" + b"{}," * 10_000 + b"{}]", "f: holds 10,001 prices, at most 10,000 are added at a time"),
         (b"\xff\xfe", "f: byte 0 is not UTF-8"),
         (HEADER.encode() + b"p,m,2026-01-01,,1,1,n\np,m,2026-02-01,,-1,1,n\n", r"f, row 2: input_usd_per_mtok \(-1\)"),
         (HEADER.encode() + b"p,m,,,1,1,n\n", "f, row 1: valid_from is missing"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from paidonce.retry import retry_from
-from paidonce.user_errors import LONGEST_MESSAGE, LONGEST_TRACEBACK, error_of, traceback_of
+from paidonce.user_errors import LONGEST_MESSAGE, LONGEST_TRACEBACK, MOST_ERRORS, error_of, traceback_of
 from paidonce_models.errors import DeclarationError, PayloadTooLarge
 
 
@@ -68,3 +68,27 @@ def test_a_traceback_begins_where_user_code_does() -> None:
     assert trace.splitlines()[0] == "Traceback (most recent call last):"
     assert "in run" not in trace and "in body" in trace and "retry.py" in trace, "ours below the body stay"
     assert "Mute" in traceback_of(Mute())
+
+
+def test_a_group_of_thousands_is_described_by_its_first_members() -> None:
+    described = error_of(ExceptionGroup("many", [ValueError("z" * 10_000) for _ in range(10_000)]))
+    told = described["errors"]
+    assert isinstance(told, list) and len(told) == MOST_ERRORS - 1
+    assert described["more_errors"] == 10_000 - len(told)
+    assert len(json.dumps(described)) < 100_000
+
+
+def test_groups_in_groups_without_an_end_are_described_to_a_depth() -> None:
+    error: Exception = ValueError("innermost")
+    for _ in range(3_000):
+        error = ExceptionGroup("around", [error])
+    assert len(json.dumps(error_of(error))) < 10_000
+    assert len(traceback_of(raised(error))) <= LONGEST_TRACEBACK + 1
+
+
+def test_what_user_code_puts_into_an_error_of_ours_is_bounded_too() -> None:
+    assert len(str(error_of(PayloadTooLarge("z" * 1_000_000))["message"])) < LONGEST_MESSAGE + 100
+    for details in ({"value": object()}, {"value": "z" * 1_000_000}, {"value": float("nan")}):
+        assert error_of(PayloadTooLarge("big", **details))["details"] == {}
+    named = type("N" * 100_000, (Exception,), {})
+    assert len(json.dumps(error_of(named("x")))) < 1_000

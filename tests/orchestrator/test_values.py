@@ -480,3 +480,26 @@ def test_the_signature_hash_is_the_same_in_every_process() -> None:
         "print(signature_hash(step))\n"
     )
     assert len({in_another_process(program, seed) for seed in ("1", "2", "3")}) == 1
+
+
+class Holder(BaseModel):
+    held: Any
+
+
+def test_a_value_from_outside_that_holds_itself_is_refused_and_not_walked_for_ever() -> None:
+    cycle: list[object] = [1]
+    cycle += [cycle, cycle]
+    with pytest.raises(InvalidInput):
+        codec_for(Holder).accept({"held": cycle}, "the input")
+
+
+def test_a_typed_value_that_nests_without_an_end_is_refused_by_its_place() -> None:
+    deep: object = 1
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(NotSerialisable, match="the result"):
+        codec_for(Holder).encode(Holder(held=deep), "the result")
+    with pytest.raises(InvalidInput, match="the input"):
+        codec_for(Holder).accept({"held": deep}, "the input")
+    with pytest.raises(InvalidInput, match="the stored one"):
+        codec_for(Holder).decode(b'{"held":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "the stored one")

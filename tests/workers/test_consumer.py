@@ -83,6 +83,8 @@ def test_malformed_messages_are_dropped_with_one_error_each_and_the_worker_goes_
         (b"text", task, {"content_type": "no/such-type", "content_encoding": "binary"}),
         ("an unknown task's body is no list", {**task, "task": "other.step"}, {}),
         ([["secret input"], "no mapping", {}], {**task, "task": "other.step"}, {}),
+        ([["secret input" * 2**17, 0.0], {}, {}], task, {}),
+        (b"[" * 500_000, task, {"content_type": "application/json", "content_encoding": "utf-8"}),
     ]
     for body, headers, properties in malformed:
         publish(worker, body, headers, **properties)
@@ -92,6 +94,7 @@ def test_malformed_messages_are_dropped_with_one_error_each_and_the_worker_goes_
     assert printed.count(f"a message on queue {QUEUE} cannot be used and was dropped: ") == len(malformed)
     assert "Traceback" not in printed
     assert "secret input" not in printed
+    assert "at most 1,048,576 are parsed; raise PAIDONCE_MAX_PAYLOAD_BYTES" in printed
 
 
 def test_an_envelope_that_the_transport_cannot_read_does_not_end_the_worker(redis_url: str, tmp_path: Path) -> None:

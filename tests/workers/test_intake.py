@@ -24,7 +24,7 @@ from tests.workers.stand import Stand
 
 
 @agent(name="taken-in")
-async def taken_in(number: int) -> int:
+async def taken_in(number: int, noise: str = "") -> int:
     return number
 
 
@@ -92,7 +92,7 @@ def test_a_submission_waits_until_the_store_takes_it(
     execute_on(stand, *breaks)
     process.at_pause[6] = lambda: execute_on(stand, *heals)
     noise = random.Random(1).randbytes(100_000).hex()
-    take(process, input={"number": number}, tags={"noise": noise})
+    take(process, input={"number": number, "noise": noise})
     assert stored(stand).state is (RunState.PENDING if number == 1 else RunState.FAILED)
     assert len(process.pauses) == 6 and max(process.pauses) <= 2.0
 
@@ -104,7 +104,7 @@ def test_a_worker_that_stops_gives_the_message_back(stand: Stand, process: Proce
         take(process)
 
 
-@pytest.mark.parametrize("error", [AttributeError("a bug"), RecursionError("deep"), MemoryError(), KeyError("x")])
+@pytest.mark.parametrize("error", [AttributeError("a bug"), TypeError("deep"), MemoryError(), KeyError("x")])
 def test_a_bug_is_tried_again_and_then_refused_with_what_was_sent(
     stand: Stand, process: Process, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

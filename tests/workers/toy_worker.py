@@ -70,6 +70,7 @@ choose_pool(
         on_drain_expired=on_drain_expired,
         on_unknown_step=on_unknown_step,
         requeue_seconds=0.2,
+        most_body_bytes=2**20,
     ),
 )
 

@@ -78,6 +78,9 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         handle: Callable[[Any], Any] = super().create_task_handler(*args, **options)
 
         def on_task_received(message: Any) -> Any:
+            too_large = self._machinery.body_too_large(message)
+            if too_large is not None:
+                return self._discard(message, too_large)
             try:
                 return handle(message)
             except MALFORMED as error:

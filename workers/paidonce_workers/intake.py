@@ -7,7 +7,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
+from paidonce.submission import MAX_ALIAS_CHARACTERS, is_alias, is_name, new_run
+from paidonce.tags import checked_tags
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError, StatementRefused, StoreUnreachable
 from paidonce_models.payloads import split
@@ -55,6 +56,10 @@ def take_submission(process: WorkerProcess, task_id: str, args: Sequence[Any], k
             raise
         except (InvalidInput, KeyConflict, StatementRefused) as error:
             refusal: PaidonceError = error
+            break
+        except RecursionError:
+            # Met where a value that nests without an end stands in for a name, and is to be shown.
+            refusal = InvalidInput("a part of it is nested without an end")
             break
         except Exception as error:
             log.exception(
@@ -120,7 +125,7 @@ def refuse_submission(process: WorkerProcess, task_id: str, body: Any, found: st
 
     Raises ``StoreError`` while the store is away.
     """
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    text = body[: 4 * LONGEST_KEPT_BODY].decode(errors="replace") if isinstance(body, bytes) else _beginning(body)
     error = InvalidInput(f"the body of this paidonce.submit message cannot be used: {found}; expected {EXPECTED_BODY}")
     return _refuse(process, task_id, None, {"unreadable": text[:LONGEST_KEPT_BODY]}, None, error)
 
@@ -155,7 +160,7 @@ def _record_failure(
     process: WorkerProcess, task_id: str, agent: Any, given: Any, tags: Any, error: PaidonceError
 ) -> Submitted:
     """A failed run under the task's id, which keeps what was sent as far as it can be kept."""
-    data = encode_json(given) if _fits(given) else encode_json({"unreadable": str(given)[:1000]})
+    data = encode_json(given) if _fits(given) else encode_json({"unreadable": _beginning(given)[:1000]})
     new = NewRun(
         namespace=process.settings.namespace,
         agent=agent if is_name(agent) else "(none)",
@@ -163,16 +168,24 @@ def _record_failure(
         input_sha256=canonical_sha256(json.loads(data)),
         queue=DEFAULT_QUEUE,
         key=f"failed:{task_id if is_alias(task_id) else ascii(task_id)[:MAX_ALIAS_CHARACTERS]}",
-        tags=_usable(tags),
+        tags=_usable(process, tags),
         alias=task_id if is_alias(task_id) else None,
     )
     return process.database.transact(lambda connection: submit_failed_run(connection, new, error.to_json()))
 
 
-def _usable(tags: Any) -> Mapping[str, str]:
+def _beginning(value: Any) -> str:
+    """The beginning of a value as text; of one that nests without an end, that it does."""
+    try:
+        return str(value)[:LONGEST_KEPT_BODY]
+    except RecursionError:
+        return f"(a {type(value).__name__} that is nested too deep to be shown)"
+
+
+def _usable(process: WorkerProcess, tags: Any) -> Mapping[str, str]:
     """The tags, or none where they are what was wrong."""
     try:
-        return checked_tags("(none)", tags)
+        return checked_tags(process.settings, "(none)", tags)
     except InvalidInput:
         return {}
 

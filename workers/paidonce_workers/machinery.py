@@ -66,6 +66,9 @@ class Machinery:
 
     requeue_seconds: float = 2.0
 
+    most_body_bytes: int = 2**28
+    """A message whose body is larger is refused before anybody parses it."""
+
     turn_seconds: float = 5.0
     """How long a thread goes on with a run before the next step goes over the broker."""
 
@@ -74,6 +77,17 @@ class Machinery:
 
     give_away: Callable[[Kept], object] | None = None
     """Called with what a thread was to go on with and could not: others must get it."""
+
+    def body_too_large(self, message: Any) -> str | None:
+        """What is wrong with a message that nobody shall parse, in words; ``None`` where its size is fine."""
+        body = getattr(message, "body", None)
+        size = len(body) if isinstance(body, str | bytes | memoryview) else 0
+        if size <= self.most_body_bytes:
+            return None
+        return (
+            f"its body has {size:,} bytes, at most {self.most_body_bytes:,} are parsed; raise "
+            "PAIDONCE_MAX_PAYLOAD_BYTES, or store the input elsewhere and pass its address"
+        )
 
 
 def machinery_of(app: Any) -> Machinery:

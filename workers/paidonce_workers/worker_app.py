@@ -27,6 +27,10 @@ from paidonce_workers.tasks import register_tasks
 from paidonce_workers.worker_process import WorkerProcesses
 from paidonce_workers.worker_program import choose_pool
 
+BYTES_OF_AN_ESCAPE = 3
+"""JSON of Celery's escapes all but ASCII: two bytes of a value are six of a message at most."""
+SPARE_BODY_BYTES = 2**16
+"""For what a message says beside its input."""
 SPARE_CONNECTIONS = 16
 
 log = logging.getLogger(__name__)
@@ -42,7 +46,11 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"
     if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
         app.conf.worker_concurrency = settings.concurrency
-    machinery = Machinery(drain_seconds=settings.drain_seconds, turn_seconds=settings.turn_seconds)
+    machinery = Machinery(
+        drain_seconds=settings.drain_seconds,
+        turn_seconds=settings.turn_seconds,
+        most_body_bytes=BYTES_OF_AN_ESCAPE * settings.max_payload_bytes + SPARE_BODY_BYTES,
+    )
     processes = WorkerProcesses(app=app, settings=settings, registry=registry, machinery=machinery)
     machinery.before_start = functools.partial(wait_for_store, settings)
     machinery.on_unknown_step = lambda *message: processes.current().hand_on_step(*message)

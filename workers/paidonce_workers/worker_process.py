@@ -17,6 +17,7 @@ from paidonce.celery_app import PaidonceCelery
 from paidonce.policies import describe_failure, policies_from_settings
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry
+from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
@@ -90,6 +91,7 @@ class WorkerProcess:
                 slice_seconds=settings.slice_seconds,
                 max_payload_bytes=settings.max_payload_bytes,
                 cancel_grace_seconds=settings.cancel_grace_seconds,
+                bounds=bounds_of(settings),
             ),
             memory,
         )
@@ -225,6 +227,7 @@ class WorkerProcess:
                 for held in self.registry.agents
             ],
             steps=[held.name for held in self.registry.steps],
+            bounds=bounds_of(self.settings).by_reason,
         )
         messages = self.database.transact(lambda connection: register_worker(connection, registration))
         self.publisher.publish(messages)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 
 from paidonce_models.budgets import Unit
 from paidonce_models.queues import DEFAULT_QUEUE
+from paidonce_models.store.bounds import UNBLOCKED, limit_parameters
 from paidonce_models.store.budget_rules import declare_budgets
 from paidonce_models.store.messages import AdvanceMessage, Message
 
@@ -39,6 +40,8 @@ class Registration:
     queues: Sequence[str]
     agents: Sequence[HeldAgent] = ()
     steps: Sequence[str] = field(default=())
+    bounds: Mapping[str, int] = field(default_factory=dict)
+    """What it allows a run, by the reason with which a run that asks for more is blocked."""
 
 
 _REGISTER = text(
@@ -63,8 +66,7 @@ _UNBLOCK = text(
     "publish_count = 0, "
     "publish_at_us = CASE WHEN consumed_seq < last_seq THEN paidonce_now() + :redeliver ELSE NULL END "
     "WHERE namespace = :namespace AND state = 'blocked' AND agent = :agent "
-    "AND (agent_version IS NULL OR agent_version = :version) AND state_reason NOT IN ('no_worker', 'deadlock') "
-    "AND (blocked_signature IS NULL OR blocked_signature <> :signature) RETURNING id, agent, queue, priority"
+    f"AND (agent_version IS NULL OR agent_version = :version) AND {UNBLOCKED} RETURNING id, agent, queue, priority"
 )
 _UNBLOCK_HELD = text(
     "UPDATE runs SET state = 'running', state_reason = NULL, error = NULL, blocked_signature = NULL, "
@@ -87,7 +89,7 @@ _REPUBLISH_STEPS = text(
 
 
 def register_worker(connection: Connection, registration: Registration) -> list[Message]:
-    """Record the worker and let runs go on that were blocked for want of its code; returns what to publish.
+    """Record the worker and let runs go on that were blocked for want of its code or limits; returns what to publish.
 
     The limits that its agents declare are in force from now on. Runs that were submitted before any worker held their
     agent are on the default queue; those that have not begun move to the agent's own.
@@ -132,6 +134,7 @@ def register_worker(connection: Connection, registration: Registration) -> list[
                 "version": held.version,
                 "signature": held.signature,
                 "redeliver": 1_000_000,
+                **limit_parameters(registration.bounds),
             },
         ).all()
     names = [held.name for held in registration.agents] + list(registration.steps)

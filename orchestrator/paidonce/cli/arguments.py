@@ -9,11 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
+from paidonce.settings import load_settings
 from paidonce_models.encoding import decode_json
-from paidonce_models.errors import InvalidInput
+from paidonce_models.errors import InvalidInput, PayloadTooLarge
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 _SHOWN_CHARACTERS = 80
+MOST_ROWS = 1_000_000
+"""What ``--limit`` and its like may ask for."""
+LAST_STEP = 2**31 - 1
+"""The last position of a step that a store can hold."""
 
 
 def submission_options(command: AnyCommand) -> AnyCommand:
@@ -59,21 +64,42 @@ def parse_tags(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise InvalidInput(f"--tag {text!r}: expected NAME=VALUE, as in --tag user=u1")
+            raise InvalidInput(f"--tag {text!r:.80}: expected NAME=VALUE, as in --tag user=u1")
         if tags.get(name, value) != value:
-            raise InvalidInput(f"--tag {name}: given twice, as {tags[name]!r} and {value!r}; keep one")
+            raise InvalidInput(f"--tag {name:.80}: given twice, as {tags[name]!r:.80} and {value!r:.80}; keep one")
         tags[name] = value
     return tags
 
 
+def read_file(name: str, where: str) -> bytes:
+    """A file that was named on the command line, ``-`` for standard input. Raises ``InvalidInput``.
+
+    No further than a value may be large, which is seen before a byte of it is parsed.
+    """
+    limit = load_settings().max_payload_bytes
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise InvalidInput(f"{where}: {error.strerror}; check the path") from None
+    if len(data) > limit:
+        raise PayloadTooLarge(
+            f"{where}: more than {limit:,} bytes; raise PAIDONCE_MAX_PAYLOAD_BYTES, or store the value elsewhere and "
+            "pass its address"
+        )
+    return data
+
+
 def _read_input(given: str) -> tuple[bytes, str]:
     if given == "-":
-        return sys.stdin.buffer.read(), "--input from standard input"
+        where = "--input from standard input"
+        return read_file(given, where), where
     if given.startswith("@"):
-        try:
-            return Path(given[1:]).read_bytes(), f"--input {given}"
-        except OSError as error:
-            raise InvalidInput(f"--input {given}: {error.strerror}; check the path") from None
+        where = f"--input {given}"
+        return read_file(given[1:], where), where
     return given.encode("utf-8", "surrogateescape"), "--input"
 
 

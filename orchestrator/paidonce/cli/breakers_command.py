@@ -15,6 +15,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client, workers_alive
 from paidonce.cli.documents import Document, time_text
 from paidonce.cli.output import json_option, output_console, print_json, say
@@ -26,7 +27,9 @@ from paidonce_models.store.breaker_transitions import TransitionView, read_trans
 
 
 @click.group(invoke_without_command=True)
-@click.option("--moves", type=click.IntRange(0), default=10, show_default=True, help="How many of the last moves.")
+@click.option(
+    "--moves", type=click.IntRange(0, MOST_ROWS), default=10, show_default=True, help="How many of the last moves."
+)
 @json_option
 @click.pass_context
 def breakers(context: click.Context, moves: int, as_json: bool) -> None:

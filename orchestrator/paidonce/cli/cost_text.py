@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
-from paidonce.cli.output import output_console
+from paidonce.cli.output import output_console, shortened
 from paidonce_models.money import NANOUSD_PER_USD, usd_string
 from paidonce_models.store.cost_views import ViewRows
 from paidonce_models.store.costs import CostRow, CostTable
@@ -25,7 +25,7 @@ def print_cost_table(table: CostTable) -> None:
     shown.add_column("share", no_wrap=True)
     spent = table.total.cost_nanousd
     for row in table.rows:
-        shown.add_row(*(row.names[name] or "-" for name in table.by), *_measures(row), _share(row, spent))
+        shown.add_row(*(shortened(row.names[name] or "-") for name in table.by), *_measures(row), _share(row, spent))
     if table.by and table.others is not None:
         label = f"{table.others_rows:,} more"
         shown.add_row(label, *[""] * (len(table.by) - 1), *_measures(table.others), _share(table.others, spent))
@@ -62,7 +62,7 @@ def _shown(name: str, value: object, unpriced_calls: int) -> str:
         return short_usd(value, unpriced_calls=unpriced_calls)
     if isinstance(value, float):
         return f"{value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else shortened(str(value))
 
 
 def short_usd(nanousd: int | None, *, unpriced_calls: int = 0) -> str:

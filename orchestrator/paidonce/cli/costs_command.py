@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import click
 
+from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client
 from paidonce.cli.cost_documents import cost_table_csv, cost_table_document, view_csv, view_document
 from paidonce.cli.cost_text import print_cost_table, print_view
@@ -37,7 +38,7 @@ from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
 )
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_ROWS),
     help="At most so many rows, the rest in one line.  [default: 100 with run, a tag or a view, else all]",
 )
 @json_option

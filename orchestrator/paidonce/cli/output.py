@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
 
 from paidonce_models.errors import PaidonceError
 
+T = TypeVar("T")
+MOST_CHARACTERS_OF_A_CELL: Final = 500
+FIRST_ROWS_SHOWN: Final = 50
+LAST_ROWS_SHOWN: Final = 450
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 
@@ -69,6 +73,23 @@ def output_console() -> Console:
     """The console for tables on standard output; without a terminal nothing is cut off."""
     console = Console(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS_OF_A_CELL) -> str:
+    """A text as a table shows it: its beginning where it is long. Laying out megabytes takes a table seconds."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters; --json shows all)"
+
+
+def first_and_last(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """All rows and none, or the first and the last of many: a table of 10,000 rows takes seconds to lay out."""
+    if len(rows) <= FIRST_ROWS_SHOWN + LAST_ROWS_SHOWN:
+        return rows, ()
+    return rows[:FIRST_ROWS_SHOWN], rows[-LAST_ROWS_SHOWN:]
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    """Tags as a table shows them."""
+    return shortened(" ".join(f"{shortened(name)}={shortened(value)}" for name, value in tags.items()))
 
 
 def configure_logging() -> None:

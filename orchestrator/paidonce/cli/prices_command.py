@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
-from pathlib import Path
 
 import click
 
+from paidonce.cli.arguments import read_file
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import Document, time_text
 from paidonce.cli.output import json_option, output_console, print_json, say
 from paidonce.cli.price_documents import listed_document, prices_table, row_document, row_text
 from paidonce.client import Client
 from paidonce.price_texts import parse_amount, parse_moment, parse_name, parse_price_file
-from paidonce_models.errors import InvalidInput
 from paidonce_models.instants import moment_of
 from paidonce_models.pricing import PriceRow
 from paidonce_models.pricing.rows import find_row
@@ -196,9 +194,5 @@ def _say_added(addition: Addition) -> None:
 
 
 def _read(file: str) -> tuple[bytes, str]:
-    if file == "-":
-        return sys.stdin.buffer.read(), "standard input"
-    try:
-        return Path(file).read_bytes(), file
-    except OSError as error:
-        raise InvalidInput(f"{file}: {error.strerror}; check the path") from None
+    where = "standard input" if file == "-" else file
+    return read_file(file, where), where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.connections import open_client
 from paidonce.cli.output import json_option, print_json, say
 from paidonce.module_loading import load_modules
@@ -14,7 +15,7 @@ from paidonce_models.errors import InvalidInput, ModuleNotLoadable
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.argument("step", type=click.IntRange(min=1), metavar="STEP")
+@click.argument("step", type=click.IntRange(1, LAST_STEP), metavar="STEP")
 @click.option("--succeeded", "result", metavar="JSON", help="It did its work; this is what it returned.")
 @click.option("--failed", is_flag=True, help="It did not; the agent gets StepFailed.")
 @click.option("--message", metavar="TEXT", help="With --failed: what the agent is told.")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
+from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_line, time_text
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import json_option, output_console, print_json, say, tags_text
 from paidonce_models.states import RunState
 
 
 @click.command()
 @click.option("--state", type=click.Choice([state.value for state in RunState]), help="Only runs in this state.")
 @click.option("--agent", help="Only runs of this agent.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=100, show_default=True, help="At most so many.")
 @json_option
 def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> None:
     """List runs, the newest first."""
@@ -28,6 +29,7 @@ def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> Non
     table = Table("run", "agent", "state", "key", "created", "tags", box=None, pad_edge=False)
     for run in found:
         why = f" ({run.state_reason})" if run.state_reason else ""
-        tags = " ".join(f"{name}={value}" for name, value in run.tags.items())
-        table.add_row(run.run_id, run.agent, f"{run.state}{why}", run.key or "", time_text(run.created_at), tags)
+        table.add_row(
+            run.run_id, run.agent, f"{run.state}{why}", run.key or "", time_text(run.created_at), tags_text(run.tags)
+        )
     output_console().print(table)

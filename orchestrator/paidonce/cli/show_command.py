@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import click
 from rich.table import Table
 
+from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
-from paidonce.cli.output import json_option, output_console, print_json
+from paidonce.cli.output import first_and_last, json_option, output_console, print_json, shortened, tags_text
 from paidonce.client import Client
 from paidonce_models.errors import NotFound
 from paidonce_models.store.bills import Bill, read_bill
@@ -31,7 +32,9 @@ SHOWN_CHARACTERS = 2_000
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--step", "position", type=click.IntRange(min=1), metavar="N", help="Show this step and its attempts.")
+@click.option(
+    "--step", "position", type=click.IntRange(1, LAST_STEP), metavar="N", help="Show this step and its attempts."
+)
 @json_option
 def show(run: str, position: int | None, as_json: bool) -> None:
     """Show RUN (its id, or an alias such as a Celery task's id) and its steps in order.
@@ -73,7 +76,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
             "agent": run.agent if run.agent_version is None else f"{run.agent} (version {run.agent_version})",
             "state": f"{run.state}{why}",
             "key": run.key,
-            "tags": " ".join(f"{name}={value}" for name, value in run.tags.items()),
+            "tags": tags_text(run.tags),
             "parent": run.parent_run_id,
             "created": time_text(run.created_at),
             "finished": time_text(run.finished_at),
@@ -86,7 +89,10 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
         table = Table(
             "step", "name", "kind", "state", "attempts", "worker", "finished", "error", box=None, pad_edge=False
         )
-        for step in steps:
+        first, last = first_and_last(steps)
+        for step in [*first, *last]:
+            if last and step is last[0]:
+                table.add_row("…", f"{len(steps) - len(first) - len(last):,} more")
             lost = f" ({step.lost} lost)" if step.lost else ""
             table.add_row(
                 str(step.step),
@@ -96,11 +102,15 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
                 f"{step.attempts}{lost}",
                 step.worker or "",
                 time_text(step.finished_at) or "",
-                _error_text(step.error) or "",
+                shortened(_error_text(step.error) or ""),
             )
         click.echo()
         output_console().print(table)
-        for step in steps:
+        if last:
+            click.echo(
+                f"These are the first and the last of {len(steps):,} steps; --json shows all, --step N shows one."
+            )
+        for step in [*first, *last]:
             if step.waits_for is not None:
                 click.echo(f"step {step.step} is {step.state}: {step.waits_for}")
     click.echo(f"\n{bill_text(bill)}")

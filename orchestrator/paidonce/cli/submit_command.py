@@ -22,7 +22,9 @@ from paidonce_models.errors import ModuleNotLoadable, ResultTimeout, RunEnded
 @submission_options
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 goes first.")
 @click.option("--wait", is_flag=True, help="Wait for the run's end and print its result.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long to wait; the run goes on.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, 10**9), metavar="SECONDS", help="How long to wait; the run goes on."
+)
 @json_option
 def submit(
     agent: str,

@@ -27,7 +27,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 @click.command()
 @click.argument("modules", nargs=-1)
-@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="How many steps at once.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="How many steps at once.")
 @click.option("--queues", metavar="A,B", help="Take steps of these queues only.  [default: the queue `default`]")
 @click.option(
     "--pool",

@@ -158,7 +158,9 @@ def _retry_after_seconds(error: Exception, clock: Callable[[], datetime]) -> flo
     asked = _attribute(error, "retry_after")
     if isinstance(asked, timedelta):
         return _bounded(asked.total_seconds())
-    if isinstance(asked, int | float) and not isinstance(asked, bool):
+    if isinstance(asked, int) and not isinstance(asked, bool):
+        return _bounded(float(min(asked, int(LONGEST_RETRY_AFTER_SECONDS))) if asked > 0 else 0.0)
+    if isinstance(asked, float):
         seconds = _number(str(asked))
         return None if seconds is None else _bounded(seconds)
     return None

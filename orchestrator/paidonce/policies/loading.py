@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from paidonce.policies.book import PolicyBook
 from paidonce.policies.keys import POLICY
 from paidonce.policies.layers import DEFAULT_NAME, Layer, contradictions, layer, written_keys
-from paidonce.policies.problems import nearest, problems_in_file
+from paidonce.policies.problems import MOST_PROBLEMS, first_of, nearest, problems_in_file
 from paidonce.policies.schema import PolicyFile, Section
 from paidonce.policies.targets import PROVIDER_PREFIX, Target
-from paidonce.policies.yaml_text import KeyPath, YamlDocument, place, read_yaml
+from paidonce.policies.yaml_text import DEFAULT_LIMIT_BYTES, KeyPath, YamlDocument, place, read_yaml, refuse_long_text
 from paidonce.settings import Settings
 from paidonce_models.errors import ConfigurationError
 
 _NAMED_IN_SETTINGS: Final = "policies"
+_MOST_NAMES: Final = 20
 
 
 def policies_from_settings(settings: Settings) -> PolicyBook:
@@ -31,26 +32,29 @@ def policies_from_settings(settings: Settings) -> PolicyBook:
         raise ConfigurationError(
             f"PAIDONCE_POLICIES names {settings.policies}, and there is no such file; correct the path or unset it"
         )
-    return load_policies(settings.policies)
+    return load_policies(settings.policies, limit_bytes=settings.max_policies_bytes)
 
 
-def load_policies(path: Path | None) -> PolicyBook:
+def load_policies(path: Path | None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> PolicyBook:
     """The book of a file; without a file, defaults only. Raises ``ConfigurationError`` with all that is wrong."""
     if path is None:
         return PolicyBook()
     file = _shown_path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as opened:
+            data = opened.read(limit_bytes + 1)
+        refuse_long_text(len(data), file, limit_bytes)
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # as text files are read
     except FileNotFoundError:
         return PolicyBook()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}; expected a text file in UTF-8") from None
-    return parse_policies(text, file)
+    return parse_policies(text, file, limit_bytes=limit_bytes)
 
 
-def parse_policies(text: str, file: str) -> PolicyBook:
+def parse_policies(text: str, file: str, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> PolicyBook:
     """The book of a file's text; ``file`` is what errors and sources call it."""
-    document = read_yaml(text, file)
+    document = read_yaml(text, file, limit_bytes=limit_bytes)
 
     def place_of(path: KeyPath) -> str:
         return place(file, document.line_of(path), path)
@@ -75,7 +79,7 @@ def parse_policies(text: str, file: str) -> PolicyBook:
     }
     problems += [f"{place_of(where)}: {problem}" for where, each in layers.items() for problem in contradictions(each)]
     if problems:
-        raise _refusal(problems)
+        raise _refusal(first_of(problems))
     return PolicyBook(file=file, policies=policies, targets=targets)
 
 
@@ -89,6 +93,9 @@ def _layer(section: Section, document: YamlDocument, file: str, where: KeyPath) 
 def _wrong_names(content: PolicyFile, place_of: Callable[[KeyPath], str]) -> list[str]:
     """Names that mean nothing: of policies, of targets, and of the policies that targets name."""
     found = []
+    known = ", ".join(f"{name:.80}" for name in list(content.policies)[:_MOST_NAMES]) or "none"
+    if len(content.policies) > _MOST_NAMES:
+        known += f" and {len(content.policies) - _MOST_NAMES:,} more"
     for name in content.policies:
         if not name.strip() or name == DEFAULT_NAME:
             found.append(
@@ -102,10 +109,10 @@ def _wrong_names(content: PolicyFile, place_of: Callable[[KeyPath], str]) -> lis
                 "'crm_*', or provider:NAME; correct it there"
             )
         if POLICY in target.model_fields_set and target.policy not in content.policies:
-            known = ", ".join(content.policies) or "none"
+            near = nearest(target.policy, content.policies) if len(found) < MOST_PROBLEMS else ""
             found.append(
-                f"{place_of(('targets', name, POLICY))}: there is no policy {target.policy!r}"
-                f"{nearest(target.policy, content.policies)} (known are: {known}); declare it under `policies:`"
+                f"{place_of(('targets', name, POLICY))}: there is no policy {target.policy!r:.80}"
+                f"{near} (known are: {known}); declare it under `policies:`"
             )
     return found
 

@@ -28,17 +28,30 @@ _ALLOWED_OUTSIDE: Final[Mapping[KeyPath, str]] = {
     ("targets", "*"): "the name of a policy, or a mapping",
 }
 _SHOWN_CHARACTERS: Final = 60
+_SHOWN_BITS: Final = 4_000
+MOST_PROBLEMS: Final = 50
+"""Of one file, told in one error."""
 
 
 def problems_in_file(error: ValidationError, place_of: PlaceOf, line_of: Callable[[KeyPath], int]) -> list[str]:
     """The problems of a whole file, in its order. ``place_of`` names a key's file, line and path."""
     found = sorted(error.errors(include_url=False), key=lambda each: line_of(_path(each)))
-    return [_problem(each, 2, place_of) for each in found]
+    return _told(found, 2, place_of)
 
 
 def problems_in_keys(error: ValidationError, place_of: PlaceOf) -> list[str]:
     """The problems of a policy's keys that stand alone, as in a decorator."""
-    return [_problem(each, 0, place_of) for each in error.errors(include_url=False)]
+    return _told(error.errors(include_url=False), 0, place_of)
+
+
+def first_of(problems: list[str], count: int | None = None) -> list[str]:
+    """As many as anybody reads, and how many more of ``count`` there are."""
+    more = (len(problems) if count is None else count) - MOST_PROBLEMS
+    return problems if more <= 0 else [*problems[:MOST_PROBLEMS], f"and {more:,} more; correct these first"]
+
+
+def _told(found: list[ErrorDetails], outside: int, place_of: PlaceOf) -> list[str]:
+    return first_of([_problem(each, outside, place_of) for each in found[:MOST_PROBLEMS]], len(found))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -55,6 +68,8 @@ def shown(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return "a number of hundreds of digits"
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
@@ -82,7 +97,7 @@ def _unknown_key(name: str, parent: KeyPath, outside: int, place_of: PlaceOf) ->
         return f"{where}: not yet: {PLANNED[name]} are planned and not built; remove the key"
     siblings = _siblings(parent, outside)
     meant = nearest(name, siblings) or ";"
-    return f"{where}: there is no key {name!r} here{meant} allowed are {', '.join(siblings)}"
+    return f"{where}: there is no key {name!r:.80} here{meant} allowed are {', '.join(siblings)}"
 
 
 def _siblings(parent: KeyPath, outside: int) -> list[str]:

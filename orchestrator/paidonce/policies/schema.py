@@ -49,7 +49,7 @@ Time: TypeAlias = Annotated[
     float, BeforeValidator(parse_duration), Field(gt=0), Allowed(f"a duration above 0, {DURATION_EXAMPLES}")
 ]
 Wait: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Allowed(f"a duration, {DURATION_EXAMPLES}")]
-Count: TypeAlias = Annotated[int, Field(ge=1), Allowed("a whole number, 1 or more")]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), Allowed("a whole number, 1 or more and at most 1,000,000")]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1), Allowed("a number above 0 and at most 1")]
 Matchers: TypeAlias = Annotated[
     tuple[Annotated[str, BeforeValidator(parse_matcher)], ...],
@@ -100,7 +100,9 @@ class RetryBudgetSection(Section):
 
     ratio: Annotated[float, Field(ge=0, le=1), Allowed("a number from 0 to 1")] = NOT_WRITTEN
     """What share of the target's calls may be retries; more are put off."""
-    floor_per_second: Annotated[float, Field(ge=0), Allowed("a number, 0 or more")] = NOT_WRITTEN
+    floor_per_second: Annotated[
+        float, Field(ge=0, le=1_000_000), Allowed("a number, 0 or more and at most 1,000,000")
+    ] = NOT_WRITTEN
     """Retries a second that are allowed whatever the share."""
 
 
@@ -200,7 +202,9 @@ class TargetSection(PolicySection):
 
     policy: Annotated[str, Allowed("the name of one of the policies")] = NOT_WRITTEN
     """The policy that holds for the target, under the target's own keys."""
-    circuit: Annotated[str, Field(min_length=1), Allowed("a name")] = NOT_WRITTEN
+    circuit: Annotated[str, Field(min_length=1, max_length=200), Allowed("a name of 200 characters at most")] = (
+        NOT_WRITTEN
+    )
     """The circuit that all matched tools share; without it each has its own."""
 
 

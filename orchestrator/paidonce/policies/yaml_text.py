@@ -5,6 +5,9 @@ words of the errors. PyYAML does the scanning and parsing, whose grammar is clos
 refuses, it never reads something else. What a plain word *means* is YAML 1.2's core schema (below): ``on`` and
 ``yes`` are words, ``1:30`` is a word, ``010`` is ten. Keys must be text, and equal keys are refused.
 
+What a file can make large is bounded while it is read, not afterwards: how deep it nests, and how much text it holds
+with its aliases written out. A file of a few lines can stand for gigabytes otherwise.
+
 It knows nothing of policies. Tags beyond the core schema, and so everything that could build objects, are refused.
 """
 
@@ -19,6 +22,14 @@ from typing import Final
 import yaml
 
 from paidonce_models.errors import ConfigurationError
+
+MAX_NESTING: Final = 50
+"""Levels; policies need six. PyYAML composes recursively, a level takes it several frames."""
+DEFAULT_LIMIT_BYTES: Final = 256 * 1024
+"""Of a text with its aliases written out. PyYAML reads some 200 KB a second."""
+_SHOWN_KEY_CHARACTERS: Final = 100
+_NUMBER_CHARACTERS: Final = 400
+"""No float has more digits before its point, and no whole number in a file of ours needs as many."""
 
 KeyPath = tuple[str | int, ...]
 """The keys and list indexes that lead to a value."""
@@ -44,6 +55,17 @@ class _CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML publishes no
     """PyYAML's parser with the core schema's rules instead of YAML 1.1's."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+    _levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """PyYAML's, which calls itself for each level; the parser behind it reads no further than is composed."""
+        self._levels += 1
+        if self._levels > MAX_NESTING:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_NESTING} levels", mark)
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
 
 
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -64,18 +86,20 @@ class YamlDocument:
         return self.lines.get(path, 1)
 
 
-def read_yaml(text: str, file: str) -> YamlDocument:
+def read_yaml(text: str, file: str, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> YamlDocument:
     """Read one document; an empty one has the value ``None``. ``file`` is what errors call it.
 
+    ``limit_bytes`` is for the text as it is, and again for all its words with aliases written out.
     Raises ``ConfigurationError`` with file, line and what to do.
     """
+    refuse_long_text(len(text), file, limit_bytes)
     try:
         root = yaml.compose(text, Loader=_CoreLoader)
     except yaml.MarkedYAMLError as error:
         raise ConfigurationError(_broken(error, text, file)) from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
-    reading = _Reading(file)
+    reading = _Reading(file, limit_bytes)
     value = None if root is None else reading.value_of(root, ())
     return YamlDocument(value=value, lines=reading.lines)
 
@@ -83,14 +107,17 @@ def read_yaml(text: str, file: str) -> YamlDocument:
 class _Reading:
     """Turns PyYAML's nodes into values, and notes their lines."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, limit_bytes: int) -> None:
         self._file = file
+        self._limit_bytes = limit_bytes
+        self._read_bytes = 0
         self._around: list[int] = []
         self.lines: dict[KeyPath, int] = {}
 
     def value_of(self, node: yaml.Node, path: KeyPath) -> object:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        self._count(node, path, 1)
         if node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
             raise self._refuse(node, path, f"the tag {_short(node.tag)} is not understood; remove it")
         if id(node) in self._around:
@@ -108,7 +135,7 @@ class _Reading:
             inner = (*path, key)
             if key in values:
                 raise self._refuse(
-                    key_node, path, f"the key {key!r} stands here and in line {self.lines[inner]}; keep one of them"
+                    key_node, path, f"the key {key!r:.80} stands here and in line {self.lines[inner]}; keep one of them"
                 )
             self.lines[inner] = line
             values[key] = self.value_of(value_node, inner)
@@ -126,20 +153,31 @@ class _Reading:
             raise self._refuse(node, path, "a key is a list or a mapping; expected text")
         key = self._scalar(node, path)
         if not isinstance(key, str):
-            raise self._refuse(node, path, f"the key {node.value!r} is not text; put it in quotes")
+            raise self._refuse(node, path, f"the key {node.value!r:.80} is not text; put it in quotes")
         return key
+
+    def _count(self, node: yaml.Node, path: KeyPath, size: int) -> None:
+        """An alias is counted with all that it stands for, each time it stands somewhere."""
+        self._read_bytes += size
+        if self._read_bytes > self._limit_bytes:
+            raise self._refuse(
+                node,
+                path,
+                f"with its aliases written out the file has more than {self._limit_bytes:,} bytes by here; use fewer "
+                "aliases, or raise PAIDONCE_MAX_POLICIES_BYTES",
+            )
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> object:
         text: str = node.value
+        self._count(node, path, len(text) + 1)
         if node.tag == _TEXT:
             return text
         construct = _CONSTRUCTORS.get(node.tag)
         if construct is None or not any(re.match(pattern, text) for tag, pattern, _ in _CORE_SCHEMA if tag == node.tag):
-            raise self._refuse(node, path, f"the tag {_short(node.tag)} does not fit {text!r}; remove it")
-        try:
-            return construct(text)
-        except ValueError:  # more digits than Python converts
-            raise self._refuse(node, path, f"a number of {len(text)} characters; correct it") from None
+            raise self._refuse(node, path, f"the tag {_short(node.tag)} does not fit {text!r:.80}; remove it")
+        if len(text) > _NUMBER_CHARACTERS:
+            raise self._refuse(node, path, f"a number of {len(text)} characters; correct it")
+        return construct(text)
 
     def _refuse(self, node: yaml.Node, path: KeyPath, problem: str) -> ConfigurationError:
         return ConfigurationError(f"{place(self._file, node.start_mark.line + 1, path)}: {problem}")
@@ -147,7 +185,21 @@ class _Reading:
 
 def place(file: str, line: int, path: KeyPath) -> str:
     """``file:line key.path``, as errors and sources name a place."""
-    return f"{file}:{line} {'.'.join(str(key) for key in path)}".rstrip()
+    return f"{file}:{line} {'.'.join(_short_key(key) for key in path)}".rstrip()
+
+
+def refuse_long_text(size: int, file: str, limit_bytes: int) -> None:
+    """Raise ``ConfigurationError`` for a file that is too large to be read."""
+    if size > limit_bytes:
+        raise ConfigurationError(
+            f"{file} has {size:,} bytes or more, at most {limit_bytes:,} are read; shorten it with policies that "
+            "several targets share and with patterns of names, or raise PAIDONCE_MAX_POLICIES_BYTES"
+        )
+
+
+def _short_key(key: str | int) -> str:
+    text = str(key)
+    return text if len(text) <= _SHOWN_KEY_CHARACTERS else f"{text[:_SHOWN_KEY_CHARACTERS]}…"
 
 
 def _whole_number(text: str) -> int:

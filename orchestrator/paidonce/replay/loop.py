@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextvars import Context
 from threading import get_ident
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
 from paidonce.replay.eviction import live_loops
 from paidonce.replay.ordering import install_ordering
@@ -34,7 +34,7 @@ from paidonce.replay.refusals import RefusingLoop, describe_refusal, refusal_at,
 from paidonce.replay.tasks import ReplayFuture, ReplayHandle, ReplayTask, ReplayTimerHandle
 from paidonce.replay.timers import Timers
 from paidonce.replay.watchdog import SliceInterrupt, Watch, watchdog
-from paidonce_models.errors import NotReplayable, SliceTooLong
+from paidonce_models.errors import ReplayError, SliceTooLong
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -51,7 +51,14 @@ FOREIGN_AWAITS = {
 class ReplayLoop(RefusingLoop):
     """A deterministic event loop that runs one slice at a time."""
 
-    def __init__(self, start_time: float = 0.0) -> None:
+    def __init__(
+        self,
+        start_time: float = 0.0,
+        *,
+        most_tasks: int = sys.maxsize,
+        on_too_many_tasks: Callable[[], NoReturn] | None = None,
+    ) -> None:
+        """``on_too_many_tasks`` is called instead of making a task where ``most_tasks`` have not ended."""
         install_ordering(ReplayLoop)
         self._time = start_time
         self._ordinal = 0
@@ -63,7 +70,9 @@ class ReplayLoop(RefusingLoop):
         self._forget_asyncgens_at = FORGET_ENDED_EVERY
         self._thread_id: int | None = None
         self._closed = False
-        self.refusals: list[NotReplayable] = []
+        self.refusals: list[ReplayError] = []
+        self._most_tasks = most_tasks
+        self._on_too_many_tasks = on_too_many_tasks
         self.unhandled: list[dict[str, Any]] = []
         live_loops.add(self)
 
@@ -242,8 +251,13 @@ class ReplayLoop(RefusingLoop):
             raise RuntimeError("Event loop is closed")
         if eager_start:
             self.refuse("an eager task")
-        task = ReplayTask(coro, loop=self, name=name, context=context)
         tasks = self._tasks
+        if len(tasks) >= self._most_tasks:
+            self._tasks = tasks = self.live_tasks()
+            if len(tasks) >= self._most_tasks and self._on_too_many_tasks is not None:
+                coro.close()  # never begun: nothing of it runs, and nobody is told that it was not awaited
+                self._on_too_many_tasks()
+        task = ReplayTask(coro, loop=self, name=name, context=context)
         tasks.append(task)
         if len(tasks) > self._forget_tasks_at:
             self._tasks = tasks = self.live_tasks()

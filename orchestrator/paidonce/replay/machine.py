@@ -11,20 +11,23 @@ import random
 import signal
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from paidonce.declarations import AgentDeclaration, Declaration
+from paidonce.replay.bounds import RunBounds, too_many_steps, too_many_tasks, too_many_timers
 from paidonce.replay.eviction import discard
 from paidonce.replay.loop import ReplayLoop
 from paidonce.replay.tasks import ReplayFuture, ReplayTask
 from paidonce.user_errors import error_of
 from paidonce_models.documents import Encoded
 from paidonce_models.errors import (
+    BoundReached,
     CircuitOpen,
     HistoryMismatch,
     InvalidInput,
     PaidonceError,
     PayloadTooLarge,
+    SliceTooLong,
     StepFailed,
     StepTimedOut,
     TooDeep,
@@ -33,6 +36,10 @@ from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import MAX_PAYLOAD_BYTES
 from paidonce_models.states import RunState
 from paidonce_models.store.events import Event, EventKind
+
+LATEST_TIMER: Final = 253_370_764_800.0
+"""1 January 9999, in seconds since the epoch: what stores and calendars can hold. A later timer comes then."""
+DEFAULT_BOUNDS: Final = RunBounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +85,14 @@ class Machine:
         slice_seconds: float = 5.0,
         memory: PayloadMemory | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        bounds: RunBounds = DEFAULT_BOUNDS,
     ) -> None:
         self.run_id = run_id
         self.memory = memory
         self._max_payload_bytes = max_payload_bytes
         self.declaration = declaration
-        self.loop = ReplayLoop()
+        self._bounds = bounds
+        self.loop = ReplayLoop(most_tasks=bounds.max_tasks, on_too_many_tasks=self._refuse_task)
         self.loop.machine = self  # type: ignore[attr-defined]  # how Invocation and now() find their run
         self.random = random.Random(run_id)  # reproducible by design, no secret
         self.consumed = 0
@@ -101,14 +110,16 @@ class Machine:
         self._cancel_requested = False
         self._forced = False
         self._exit: dict[str, object] | None = None
+        self._calls_in_slice = 0
+        self._timers_fired = 0
 
     # -- what advance calls ------------------------------------------------------
 
     def feed(self, event: Event) -> None:
         """Deliver the next event and run the agent until it blocks.
 
-        Raises ``HistoryMismatch``, ``NotReplayable`` or ``SliceTooLong``; the
-        machine must then be discarded.
+        Raises ``HistoryMismatch``, ``NotReplayable``, ``SliceTooLong`` or ``BoundReached``;
+        the machine must then be discarded.
         """
         if event.seq != self.consumed + 1:
             raise HistoryMismatch(
@@ -117,6 +128,7 @@ class Machine:
         self.consumed = event.seq
         if self.outcome is not None:
             return
+        self._calls_in_slice = 0
         self.loop.deliver_time(event.recorded_at_us / 1e6)
         self._deliver(event)
         self._run()
@@ -127,7 +139,7 @@ class Machine:
         if self.outcome is not None:
             return None
         when = self.loop.next_timer()
-        return None if when is None else int(when * 1e6) + 1
+        return None if when is None else int(min(when, LATEST_TIMER) * 1e6) + 1
 
     @property
     def standing(self) -> RunState:
@@ -160,8 +172,20 @@ class Machine:
 
     # -- what the agent's code calls, through Invocation -------------------------
 
+    def note_call(self) -> None:
+        """A call was made, and will be scheduled when it is awaited.
+
+        Raises ``TooManySteps`` where the calls of this slice are more than the run has left: a million of them, made
+        for ``gather``, are stopped here, before they are in memory.
+        """
+        self._calls_in_slice += 1
+        if self.next_position - 1 >= self._bounds.max_steps or self._calls_in_slice > self._bounds.max_steps:
+            self._refuse_step()
+
     def schedule(self, declaration: Declaration[..., Any], arguments: Encoded) -> tuple[int, ReplayFuture]:
         """Give the call the run's next position; its future ends with the step's recorded outcome."""
+        if self.next_position > self._bounds.max_steps:
+            self._refuse_step()
         if declaration.kind == "agent" and self._depth + 1 > self._max_depth:
             raise TooDeep(
                 f"run {self.run_id}: agent {declaration.name!r} would be nested {self._depth + 1} deep, at most "
@@ -187,10 +211,34 @@ class Machine:
 
     # -- inside --------------------------------------------------------------------
 
+    def _refuse_step(self) -> NoReturn:
+        limit = self._bounds.max_steps
+        self._refuse(too_many_steps(self.run_id, self.declaration.name, asked=limit + 1, limit=limit))
+
+    def _refuse_task(self) -> NoReturn:
+        """Called by the loop; see ``RunBounds.max_tasks``."""
+        self._refuse(
+            too_many_tasks(
+                self.run_id,
+                self.declaration.name,
+                limit=self._bounds.max_tasks,
+                max_steps=self._bounds.max_steps,
+            )
+        )
+
+    def _refuse(self, error: BoundReached) -> NoReturn:
+        """Raise the error in the agent, and block the run with it whatever the agent makes of it."""
+        if not self.loop.refusals:
+            self.loop.refusals.append(error)
+        raise error
+
     def _deliver(self, event: Event) -> None:
         if event.kind is EventKind.STARTED:
             self._start(event)
         elif event.kind is EventKind.TIMER:
+            self._timers_fired += 1
+            if self._timers_fired > self._bounds.max_timers and not self._cancel_requested:
+                raise too_many_timers(self.run_id, self.declaration.name, limit=self._bounds.max_timers)
             self.loop.fire_timers(event.recorded_at_us / 1e6)
         elif event.kind is EventKind.CANCEL:
             self._cancel(event)
@@ -236,9 +284,14 @@ class Machine:
     def _run(self) -> None:
         if self.outcome is not None:
             return
-        self._run_slice()
-        if self._main is not None and (self._main.done() or self._exit is not None):
-            self._leave()
+        try:
+            self._run_slice()
+            if self._main is not None and (self._main.done() or self._exit is not None):
+                self._leave()
+        except SliceTooLong:
+            if self.loop.refusals:  # an agent that swallowed the refusal and asked again and again
+                raise self.loop.refusals[0] from None
+            raise
         if self.loop.refusals:
             raise self.loop.refusals[0]
         if self._forced and self.outcome is None:

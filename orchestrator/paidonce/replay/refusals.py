@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, NoReturn
 
-from paidonce_models.errors import NotReplayable
+from paidonce_models.errors import NotReplayable, ReplayError
 
 LOOP_MODULE = "paidonce.replay.loop"
 OWN_PACKAGES = frozenset({"paidonce", "paidonce_models", "paidonce_workers"})
@@ -39,7 +39,7 @@ def refused(name: str) -> Callable[..., NoReturn]:
 class RefusingLoop(asyncio.AbstractEventLoop):
     """The part of a replay loop that says no, and remembers it."""
 
-    refusals: list[NotReplayable]
+    refusals: list[ReplayError]
 
     def suspended_creators(self) -> Iterable[object]:
         """The coroutines of the tasks that led to the one that runs, the nearest first."""

@@ -59,7 +59,12 @@ def check_replays(database: Database, registry: Registry, run_id: str, settings:
 def replay(declaration: AnyAgent, head: RunHead, events: list[Event], settings: AdvanceSettings) -> Machine:
     """A fresh coroutine fed with the events; what it must not do is raised with its line."""
     machine = Machine(
-        head.id, declaration, depth=head.depth, max_depth=settings.max_depth, slice_seconds=settings.slice_seconds
+        head.id,
+        declaration,
+        depth=head.depth,
+        max_depth=settings.max_depth,
+        slice_seconds=settings.slice_seconds,
+        bounds=settings.bounds,
     )
     try:
         with forbid_nondeterminism():

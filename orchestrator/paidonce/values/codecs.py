@@ -29,7 +29,7 @@ from paidonce_models.documents import Encoded, LongList, decode_encoded
 from paidonce_models.element_memory import ElementMemory
 from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable, PaidonceError
-from paidonce_models.json_values import is_plain, type_name
+from paidonce_models.json_values import is_plain, too_deep_for_the_stack, type_name
 
 _BARE_TYPES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -127,7 +127,10 @@ class TypedCodec:
                 f"{where} is annotated {describe(self.annotation)}, but this {type_name(value)} cannot be read back: "
                 f"{_reasons(error)}; make the type's JSON form readable by the type itself"
             ) from error
-        difference = first_difference(value, decoded, where)
+        try:
+            difference = first_difference(value, decoded, where)
+        except RecursionError:
+            raise too_deep_for_the_stack(where) from None
         if difference is not None:
             raise NotSerialisable(
                 f"{where} is annotated {describe(self.annotation)} and would come back changed: {difference}; "
@@ -145,7 +148,7 @@ class TypedCodec:
             ) from error
 
     def accept(self, value: object, where: str) -> bytes:
-        if not is_plain(value):
+        if not is_plain(value, where):
             return self.encode(value, where)
         data = encode_json(value, where)
         try:

@@ -43,7 +43,8 @@ class Answer:
         """Read one JSON document or one event."""
         if isinstance(document, list):  # Gemini's stream without `alt=sse`
             for part in document:
-                self.take(part)
+                if not isinstance(part, list):  # nobody sends one, and lists in lists have no end
+                    self.take(part)
             return
         if not isinstance(document, Mapping):
             return

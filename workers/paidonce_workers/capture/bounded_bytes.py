@@ -33,7 +33,10 @@ def parsed_json(data: bytes) -> object:
     except orjson.JSONDecodeError:
         if b"\\ud" not in data and b"\\uD" not in data:
             raise
-        value = json.loads(data)
+        try:
+            value = json.loads(data)
+        except RecursionError:  # it nests deeper than any answer; orjson says so with a ValueError
+            raise ValueError("nested too deep") from None
     return value
 
 
@@ -86,8 +89,8 @@ def fields_of(head: bytes, tail: bytes) -> dict[str, object]:
     for found in reversed(list(_USAGE.finditer(tail))):
         try:
             block, _ = _DECODER.raw_decode(tail[found.end() :].decode("utf-8", "replace"))
-        except ValueError:
-            continue  # cut off within it: an earlier one may be whole
+        except (ValueError, RecursionError):
+            continue  # cut off within it, or nested without an end: an earlier one may be whole
         fields[found[1].decode()] = block
         break
     return fields

@@ -1,0 +1,52 @@
+"""Limits of a run that the store has a part in: runs below one root, and what sets a run going that met a limit.
+
+Owns the form of ``runs.blocked_signature`` for such a run: the limit it met, then the code it ran. The limit has a
+fixed width, so that SQL compares it as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.errors import TooManyRuns, TooManySteps, TooManyTimers
+
+BOUND_REASONS: Final = (TooManySteps.code, TooManyTimers.code, TooManyRuns.code)
+"""The words of ``runs.state_reason`` that say so."""
+_LIMIT_DIGITS: Final = 12
+_REASONS: Final = ", ".join(f"'{reason}'" for reason in BOUND_REASONS)
+
+UNBLOCKED: Final = (
+    f"(state_reason NOT IN ('no_worker', 'deadlock', {_REASONS}) "
+    "AND (blocked_signature IS NULL OR blocked_signature <> :signature) "
+    f"OR state_reason IN ({_REASONS}) AND (substr(blocked_signature, {_LIMIT_DIGITS + 2}) <> :signature "
+    f"OR substr(blocked_signature, 1, {_LIMIT_DIGITS}) < CASE state_reason "
+    + " ".join(f"WHEN '{reason}' THEN CAST(:{reason} AS VARCHAR)" for reason in BOUND_REASONS)
+    + " END))"
+)
+"""Whether a worker that registers ``signature`` and its limits lets a blocked run of that agent go on."""
+
+_BELOW_ROOT = text(
+    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE root_run_id = :root AND id <> :root LIMIT :most) AS below"
+)
+
+
+def bounded_signature(limit: int, signature: str) -> str:
+    """What ``blocked_signature`` holds of a run that met a limit."""
+    return f"{_limit_text(limit)}:{signature}"
+
+
+def limit_parameters(bounds: Mapping[str, int]) -> dict[str, str]:
+    """The parameters of ``UNBLOCKED``; a limit that is not given lets nothing go on."""
+    return {reason: _limit_text(bounds[reason]) if reason in bounds else "" for reason in BOUND_REASONS}
+
+
+def runs_below(connection: Connection, root_run_id: str, *, most: int) -> int:
+    """How many runs stand below a root, counted no further than ``most``."""
+    return int(connection.execute(_BELOW_ROOT, {"root": root_run_id, "most": most}).scalar_one())
+
+
+def _limit_text(limit: int) -> str:
+    return f"{min(limit, 10**_LIMIT_DIGITS - 1):0{_LIMIT_DIGITS}d}"

@@ -1,0 +1,60 @@
+"""Tags of a run, as they come from outside and as tables show them.
+
+Owns what tags may be: how many, how long, which characters. A tag is copied to every child run, written into the
+ledger and grouped by, so it names something and holds no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from paidonce.settings import Settings
+from paidonce_models.errors import InvalidInput
+from paidonce_models.json_values import shown
+
+_WAY_OUT: Final = "a tag names a user, a plan or the like; put data into the input"
+
+
+def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
+    """Tags from outside. Raises ``InvalidInput`` naming the first that no store can hold or group by, or the limit."""
+    if tags is None:
+        return {}
+    if not isinstance(tags, Mapping):
+        raise InvalidInput(f"tags of agent {agent!r} must be an object of strings, found {type(tags).__name__}")
+    if len(tags) > settings.max_tags:
+        raise InvalidInput(
+            f"agent {agent!r} is given {len(tags):,} tags, at most {settings.max_tags:,} are taken; {_WAY_OUT}, "
+            "or raise PAIDONCE_MAX_TAGS"
+        )
+    total = 0
+    for name, value in tags.items():
+        if not isinstance(name, str) or not name or not isinstance(value, str):
+            raise InvalidInput(
+                f"tag {shown(name)}={shown(value)} of agent {agent!r}: names and values must be strings, "
+                "a name not empty"
+            )
+        if not is_storable(name) or not is_storable(value):
+            raise InvalidInput(
+                f"tag {shown(name)}={shown(value)} of agent {agent!r} holds a NUL or half a surrogate pair, which no "
+                "store can group by; leave that character out"
+            )
+        for what, text in (("name", name), ("value", value)):
+            size = len(text.encode())
+            total += size
+            if size > settings.max_tag_bytes:
+                raise InvalidInput(
+                    f"the {what} of tag {shown(name)} of agent {agent!r} has {size:,} bytes, at most "
+                    f"{settings.max_tag_bytes:,} are taken; {_WAY_OUT}, or raise PAIDONCE_MAX_TAG_BYTES"
+                )
+    if total > settings.max_tags_bytes:
+        raise InvalidInput(
+            f"the tags of agent {agent!r} have {total:,} bytes in all, at most {settings.max_tags_bytes:,} are taken; "
+            f"{_WAY_OUT}, or raise PAIDONCE_MAX_TAGS_BYTES"
+        )
+    return dict(tags)
+
+
+def is_storable(text: str) -> bool:
+    """JSON can carry NUL and half a surrogate pair; PostgreSQL's texts cannot."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
