@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
@@ -108,7 +109,8 @@ def _record_failure(
         input=split(data),
         input_sha256=canonical_sha256(json.loads(data)),
         queue=DEFAULT_QUEUE,
-        key=f"failed:{task_id if is_alias(task_id) else ascii(task_id)[:MAX_ALIAS_CHARACTERS]}",
+        # Without an id of its own, what it holds tells it apart; a second delivery must find its refusal.
+        key=f"failed:{task_id if is_alias(task_id) else sha256(ascii(task_id).encode() + data).hexdigest()}",
         tags=_usable(tags),
         alias=task_id if is_alias(task_id) else None,
     )

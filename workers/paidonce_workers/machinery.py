@@ -49,16 +49,27 @@ class Machinery:
 
     True: handed back in the store, the message is acknowledged. False: it belongs to
     nobody, the message is acknowledged with an error. Raising (the store is down)
-    puts the message back on its queue after ``requeue_seconds``.
+    offers it again, after ``requeue_seconds`` at first.
     """
 
     on_refused_submission: RefusedSubmissionHook | None = None
     """``(task id, body, what is wrong)`` of a ``paidonce.submit`` message that cannot be read; in the same thread.
 
-    Returning acknowledges the message, raising puts it back as above.
+    Returning acknowledges the message, raising offers it again as above.
     """
 
     requeue_seconds: float = 2.0
+    """How long the first pause before such a message is offered again is; it doubles each time."""
+
+    requeue_tries: int = 6
+    """How often a message for a step is offered before it is dropped: the store has the step, and the sweeper sends it
+    again. A submission is offered for as long as it takes, once a minute in the end."""
+
+    is_step: Callable[[str], bool] | None = None
+    """Whether a step of that name is held here. ``None``: an app of other tasks, which Celery's own rules hold for."""
+
+    largest_submission_bytes: int = 150 * 1024 * 1024
+    """Of the body of a ``paidonce.submit`` message that is read at all."""
 
     turn_seconds: float = 5.0
     """How long a thread goes on with a run before the next step goes over the broker."""

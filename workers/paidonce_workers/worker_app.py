@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import signals
 
-from paidonce.celery_app import PaidonceCelery, build_celery_app
+from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
 from paidonce.module_loading import load_modules
 from paidonce.policies import policies_from_settings
 from paidonce.policies.checking import idle_targets, refuse_misfits
@@ -43,7 +43,12 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"
     if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
         app.conf.worker_concurrency = settings.concurrency
-    machinery = Machinery(drain_seconds=settings.drain_seconds, turn_seconds=settings.turn_seconds)
+    machinery = Machinery(
+        drain_seconds=settings.drain_seconds,
+        turn_seconds=settings.turn_seconds,
+        is_step=lambda name: registry.step(name) is not None,
+        largest_submission_bytes=largest_submission_bytes(settings),
+    )
     processes = WorkerProcesses(app=app, settings=settings, registry=registry, machinery=machinery)
     machinery.on_unknown_step = lambda *message: processes.current().hand_on_step(*message)
     machinery.on_refused_submission = lambda *found: refuse_submission(processes.current(), *found)
