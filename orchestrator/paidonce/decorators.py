@@ -14,6 +14,7 @@ from paidonce.policies.declared import decorator_keys
 from paidonce.policies.policy import WhenOpen
 from paidonce.registry import default_registry
 from paidonce.retry import Retry, retry_from
+from paidonce.stored_texts import MAX_NAME_BYTES, MAX_STEP_NAME_BYTES, MAX_VERSION_BYTES, fits, found_instead
 from paidonce.values import Parameters
 from paidonce_models.budgets import Maxima, Unit
 from paidonce_models.errors import DeclarationError, InvalidInput
@@ -134,6 +135,8 @@ def _declare_step(
     parameters = _parameters(kind, fn)
     own_name = name or f"{module_name_of(fn)}.{fn.__name__}"
     where = f"{kind} {own_name}"
+    _stored(where, "name", own_name, MAX_STEP_NAME_BYTES)
+    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
     if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
         raise DeclarationError(f"{where} is a generator; return a list instead, its result is stored as one value")
     if delivery not in DELIVERIES:
@@ -219,6 +222,9 @@ def _declare_agent(
     if not inspect.iscoroutinefunction(fn):
         raise DeclarationError(f"agent {own_name!r} is a plain def; declare it with `async def`, it has to await steps")
     where = f"agent {own_name!r}"
+    _stored(where, "name", own_name, MAX_NAME_BYTES)
+    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
+    _stored(where, "version", str(version), MAX_VERSION_BYTES)
     limits = {
         Unit.USD: _nanousd(where, "budget_usd", budget_usd, least=1),
         Unit.TOKENS: _count(where, "max_tokens", max_tokens, least=1),
@@ -238,6 +244,15 @@ def _declare_agent(
     )
     default_registry.add_agent(declaration)
     return declaration
+
+
+def _stored(where: str, option: str, value: object, limit_bytes: int) -> None:
+    """Refuse a name that the store has no room for, where it is written rather than where its first run fails."""
+    if not isinstance(value, str) or not fits(value, limit_bytes) or not value.isprintable():
+        raise DeclarationError(
+            f"{where:.200}: {option}= must be 1 to {limit_bytes} bytes of printable text in UTF-8, found "
+            f"{found_instead(value)}; give it a shorter {option}="
+        )
 
 
 def _name(where: str, option: str, value: object) -> str | None:

@@ -34,11 +34,13 @@ from redis import exceptions as redis_errors
 from paidonce.amqp_transport import AmqpTransport
 from paidonce.envelopes import UnreadableEnvelope, check_envelope, delivered_from, read_item, read_json
 from paidonce.flood_log import FloodLog, one_line
+from paidonce.stored_texts import fits
 from paidonce.unread_bodies import refuse_compression
 from paidonce_models.queues import SUBMIT_QUEUE
 
 log = logging.getLogger(__name__)
 
+LONGEST_QUEUE_NAME = 255
 LARGEST_ITEM_BYTES = 256 * 1024 * 1024
 """Of an item that is read at all, where the app does not say (``max_message_bytes`` of its transport options)."""
 
@@ -197,7 +199,7 @@ class Channel(redis.Channel):
         """Queue a copy from ``unacked``: envelope, exchange, routing key, as kombu writes them."""
         try:
             copy = read_json(kept, limit_bytes=2 * self.max_message_bytes)
-            if not isinstance(copy, list) or len(copy) != 3 or not isinstance(copy[2], str) or not copy[2]:
+            if not isinstance(copy, list) or len(copy) != 3 or not fits(copy[2], LONGEST_QUEUE_NAME):
                 raise UnreadableEnvelope("it is not what kombu copies")
             envelope = check_envelope(copy[0])
         except UnreadableEnvelope as error:
@@ -338,6 +340,11 @@ class PaidonceConnection(Connection):
         """Our transport instead of kombu's for Redis and RabbitMQ, kombu's choice for anything else."""
         found: type[Any] = super().get_transport_cls()
         return OURS.get(found, found)
+
+    def as_uri(self, *args: Any, **options: Any) -> str:
+        """For people and logs. kombu writes a transport's class where it was given one."""
+        shown = str(super().as_uri(*args, **options))
+        return shown.replace(f"{AmqpTransport}://", "amqps://" if self.ssl else "amqp://")
 
 
 class PaidonceAMQP(AMQP):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
+from paidonce.stored_texts import MAX_ALIAS_CHARACTERS
+from paidonce.submission import checked_tags, is_alias, is_name, new_run
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError
 from paidonce_models.payloads import split
