@@ -8,6 +8,7 @@ before the worker starts; never changed afterwards.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,9 @@ class Machinery:
 
     hand_back_seconds: float = 3.0
     """How long ``on_drain_expired`` may take; a store that is down must not keep the process."""
+
+    hurry: threading.Event = field(default_factory=threading.Event)
+    """Set by a second signal: a drain hands back what still runs instead of waiting for it."""
 
     on_drain_expired: DrainExpiredHook | None = None
     """Called once with the keys of bodies that did not even end when interrupted: hand them back in the store."""

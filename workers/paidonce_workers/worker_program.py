@@ -27,6 +27,7 @@ from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process,
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
 from paidonce_workers.pool import DEFAULT_THREADS, TaskPool
 from paidonce_workers.prefork_draining import drain_children, listen_in_children
+from paidonce_workers.stop_signals import StopSignals
 
 CELERYS_DEFAULT_POOL = "prefork"
 
@@ -77,6 +78,11 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         if names:
             include = list(dict.fromkeys([*(full_queue_name(name) for name in names), SUBMIT_QUEUE]))
         super().setup_queues(include, exclude)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Celery's own hook; its signal handlers and then ours, which stop a worker of any pool in the same way."""
+        super().install_platform_tweaks(worker)
+        StopSignals(worker, machinery_of(self.app)).install()
 
     def start(self) -> None:
         """Run until stopped; with our pool, end the process if threads are left that nobody can end."""
