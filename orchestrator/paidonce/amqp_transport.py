@@ -54,9 +54,9 @@ def _can_be_read(content: Any) -> bool:
     return True
 
 
-def _without_properties(content: Any) -> memoryview:
+def _without_properties(content: Any) -> bytes:
     only_content_type = struct.pack(">HB", 0x8000, len(UNREADABLE)) + UNREADABLE.encode()
-    return memoryview(bytes(content[: _FIXED.size]) + only_content_type)
+    return bytes(content[: _FIXED.size]) + only_content_type
 
 
 class Message(pyamqp.Message):
@@ -69,9 +69,16 @@ class Message(pyamqp.Message):
 
 
 class Channel(pyamqp.Channel):
-    """A channel of such messages."""
+    """A channel of such messages.
+
+    Their bodies stay bytes: py-amqp would decode them by whatever codec of Python's the message names, and some of
+    them (``punycode``) take minutes for what fits into one message.
+    """
 
     Message = Message
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "auto_decode": False})
 
 
 class Connection(pyamqp.Connection):

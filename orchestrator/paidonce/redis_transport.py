@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from queue import Empty
 from typing import Any
 
@@ -226,10 +227,10 @@ class Channel(redis.Channel):
                 self.client.connection.disconnect()
                 raise
             except redis_errors.ResponseError as error:
-                if not str(error).startswith("WRONGTYPE"):
+                if not _is_wrong_type(error):
                     # A server that answers, but not with messages: read-only, out of memory, without the right.
                     raise redis_errors.ConnectionError(f"the broker refuses to hand out messages: {error}") from error
-                self._set_wrong_types_aside()
+                self._set_wrong_types_aside(self.active_queues)
                 raise Empty from None
             if not found:
                 raise Empty
@@ -284,10 +285,28 @@ class Channel(redis.Channel):
             event="message_malformed",
         )
 
-    def _set_wrong_types_aside(self) -> None:
+    def _size(self, queue: str) -> int:
+        try:
+            return int(super()._size(queue))
+        except redis_errors.ResponseError as error:
+            if not _is_wrong_type(error):
+                raise
+            self._set_wrong_types_aside([queue])
+            return int(super()._size(queue))
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        """As kombu's; a server that refuses a message (full, read-only) is one that cannot be reached for now."""
+        try:
+            super()._put(queue, message, **options)
+        except redis_errors.ResponseError as error:
+            if _is_wrong_type(error):
+                self._set_wrong_types_aside([queue])
+            raise redis_errors.ConnectionError(f"the broker refuses a message: {error}") from error
+
+    def _set_wrong_types_aside(self, queues: Iterable[str]) -> None:
         """A key of a queue's name that is no list stops every worker and producer: give it another name."""
         with self.conn_or_acquire() as client:
-            for queue in self.active_queues:
+            for queue in queues:
                 for priority in self.priority_steps:
                     key = self._q_for_pri(queue, priority)
                     kind = bytes_to_str(client.type(key))
@@ -314,6 +333,10 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.junk = FloodLog(log)
+
+
+def _is_wrong_type(error: redis_errors.ResponseError) -> bool:
+    return "WRONGTYPE" in str(error)  # in a pipeline it follows the command
 
 
 def _as_text(name: bytes | str) -> str:

@@ -62,6 +62,14 @@ def test_a_step_that_cannot_be_handed_back_returns_and_is_offered_again(worker: 
     ends_with_an_empty_queue(worker)
 
 
+def test_a_step_that_can_never_be_handed_back_is_dropped_after_some_tries(worker: ToyWorker) -> None:
+    worker.send("store.stays_down", "run-1", 3)
+    worker.wait_for_output("its message is dropped, the sweeper sends another")
+    goes_on(worker, "next")
+    assert worker.lines().count("unknown store.stays_down ['run-1', 3] {}") == 3
+    ends_with_an_empty_queue(worker)
+
+
 def test_a_task_that_belongs_to_nobody_is_dropped_with_an_error(worker: ToyWorker) -> None:
     worker.send("nobody.knows")
     worker.wait_for_output("task nobody.knows is not registered here, and no step waits for it")

@@ -11,6 +11,7 @@ is kept, except that ``-P threads`` means our threads.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -22,6 +23,8 @@ from celery.concurrency import prefork, thread
 from celery.utils.text import str_to_list
 from click.core import ParameterSource
 
+from paidonce.broker_check import check_connection
+from paidonce_models.errors import BrokerUnreachable
 from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
 from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
@@ -61,6 +64,18 @@ def _comes_from_the_command_lines_default() -> bool:
 
 class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no types
     """The program; ``app.Worker`` once ``choose_pool`` was called."""
+
+    def on_before_init(self, **options: Any) -> None:
+        """Celery's own hook, called first. A worker that has never reached its broker has a wrong address, most likely.
+
+        Later outages are waited out.
+        """
+        try:
+            check_connection(self.app)
+        except BrokerUnreachable as error:
+            print(f"paidonce: {error.message}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        super().on_before_init(**options)
 
     def setup_defaults(
         self, concurrency: object = None, pool: object = None, pool_cls: object = None, **options: Any
