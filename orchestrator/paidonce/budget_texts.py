@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
+from paidonce.stored_texts import MAX_TAG_BYTES, fits, found_instead
 from paidonce_models.budgets import AGENT, ALL_RUNS, RUN, TAG, Period, Unit
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import nanousd_from_usd
 
 EXAMPLE: Final = "as in: agent=research per=day usd=20"
 LARGEST_AMOUNT: Final = 10**18
+MAX_SUBJECT_BYTES: Final = 2 * MAX_TAG_BYTES + len("tag:=")
 
 
 @dataclass(kw_only=True)
@@ -58,11 +60,15 @@ def budget_subject(subject: str) -> str:
     """A subject as it is written. Raises ``InvalidInput``."""
     if subject == ALL_RUNS:
         return subject
+    if not fits(subject, MAX_SUBJECT_BYTES):
+        raise InvalidInput(
+            f"a budget's subject must have at most {MAX_SUBJECT_BYTES} bytes in UTF-8, found {found_instead(subject)}"
+        )
     for prefix in (AGENT, RUN):
         if subject.startswith(prefix) and len(subject) > len(prefix):
             return subject
     name, separator, value = subject.removeprefix(TAG).partition("=")
-    if subject.startswith(TAG) and name and separator and value and "\x00" not in subject:
+    if subject.startswith(TAG) and name and separator and value:
         return subject
     raise InvalidInput(f"budget subject {subject!r}; expected agent=NAME, tag:NAME=VALUE, run=RUN or all ({EXAMPLE})")
 

@@ -14,7 +14,7 @@ from paidonce.policies.declared import decorator_keys
 from paidonce.policies.policy import WhenOpen
 from paidonce.registry import default_registry
 from paidonce.retry import Retry, retry_from
-from paidonce.submission import MAX_NAME_CHARACTERS
+from paidonce.stored_texts import MAX_NAME_BYTES, MAX_STEP_NAME_BYTES, MAX_VERSION_BYTES, fits, found_instead
 from paidonce.values import Parameters
 from paidonce_models.budgets import Maxima, Unit
 from paidonce_models.errors import DeclarationError, InvalidInput
@@ -28,9 +28,7 @@ Timeout: TypeAlias = float | timedelta | str | Mapping[str, Any]
 
 DELIVERIES = ("at_least_once", "at_most_once")
 MOST_LOST = 1_000
-MAX_STEP_NAME_CHARACTERS = 200
-MAX_VERSION_CHARACTERS = 100
-"""Both are what the store's columns hold."""
+"""Of a count that the store keeps."""
 
 
 class StepDecorator(Protocol):
@@ -138,9 +136,9 @@ def _declare_step(
 ) -> StepDeclaration[..., Any]:
     parameters = _parameters(kind, fn)
     own_name = name or f"{module_name_of(fn)}.{fn.__name__}"
-    _check_length(f"the name of {kind}", own_name, MAX_STEP_NAME_CHARACTERS)
     where = f"{kind} {own_name}"
-    _check_length(f"{where}: queue", queue or "", MAX_NAME_CHARACTERS)
+    _stored(where, "name", own_name, MAX_STEP_NAME_BYTES)
+    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
     if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
         raise DeclarationError(f"{where} is a generator; return a list instead, its result is stored as one value")
     if delivery not in DELIVERIES:
@@ -223,12 +221,12 @@ def _declare_agent(
 ) -> AgentDeclaration[..., Any]:
     parameters = _parameters("agent", fn)
     own_name = name or fn.__name__
-    _check_length("the name of agent", own_name, MAX_NAME_CHARACTERS)
-    _check_length(f"agent {own_name!r}: version", str(version), MAX_VERSION_CHARACTERS)
-    _check_length(f"agent {own_name!r}: queue", queue or "", MAX_NAME_CHARACTERS)
     if not inspect.iscoroutinefunction(fn):
         raise DeclarationError(f"agent {own_name!r} is a plain def; declare it with `async def`, it has to await steps")
     where = f"agent {own_name!r}"
+    _stored(where, "name", own_name, MAX_NAME_BYTES)
+    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
+    _stored(where, "version", str(version), MAX_VERSION_BYTES)
     limits = {
         Unit.USD: _nanousd(where, "budget_usd", budget_usd, least=1),
         Unit.TOKENS: _count(where, "max_tokens", max_tokens, least=1),
@@ -250,18 +248,19 @@ def _declare_agent(
     return declaration
 
 
-def _check_length(what: str, text: str, most: int) -> None:
-    """What the store's columns hold; found at import, and not when a run has got there."""
-    if len(text) > most:
-        raise DeclarationError(f"{what} has {len(text):,} characters, at most {most} are kept: {text:.80}…; shorten it")
+def _stored(where: str, option: str, value: object, limit_bytes: int) -> None:
+    """Refuse a name that the store has no room for, where it is written rather than where its first run fails."""
+    if not isinstance(value, str) or not fits(value, limit_bytes) or not value.isprintable():
+        raise DeclarationError(
+            f"{where:.200}: {option}= must be 1 to {limit_bytes} bytes of printable text in UTF-8, found "
+            f"{found_instead(value)}; give it a shorter {option}="
+        )
 
 
 def _name(where: str, option: str, value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip() and len(value) <= MAX_NAME_CHARACTERS):
+    if value is None or (isinstance(value, str) and value.strip() and fits(value, MAX_NAME_BYTES)):
         return value
-    raise DeclarationError(
-        f"{where}: {option}={value!r:.80}; expected a name of {MAX_NAME_CHARACTERS} characters at most"
-    )
+    raise DeclarationError(f"{where}: {option}={value!r:.80}; expected a name of {MAX_NAME_BYTES} bytes at most")
 
 
 def _nanousd(where: str, name: str, usd: str | Decimal | None, *, least: int) -> int | None:

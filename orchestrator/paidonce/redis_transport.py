@@ -1,6 +1,7 @@
-"""kombu's Redis transport without the work that Paidonce has no use for.
+"""kombu's Redis transport without the work that Paidonce has no use for, and with no fear of what it finds.
 
-Owns two differences, each measured on the hot path of a worker, and one repair (``Channel._connparams``):
+Owns two differences, each measured on the hot path of a worker, one repair (``Channel._connparams``), and the guard
+against items that are no messages (``envelopes``), which cost kombu a reconnect, or the worker:
 
 - kombu makes a ``redis.Redis`` object for every command it sends; the constructor took a sixth of a worker's time. A
   client is only a handle on the channel's connection pool and safe to share between threads: a channel keeps one.
@@ -8,7 +9,8 @@ Owns two differences, each measured on the hot path of a worker, and one repair 
   that only matter a visibility timeout later. What a message for a step or a run asks for is in the store and the
   sweeper sends it again, so only the messages of ``paidonce.submit``, which exist nowhere else, are copied.
 
-Everything else is kombu's. RabbitMQ is untouched.
+An unreadable item on a queue's list, among the unacknowledged or on a channel is dropped with one line, and nothing
+waits for it. Everything else is kombu's.
 """
 
 # mypy: allow-untyped-calls, allow-subclassing-any
@@ -16,20 +18,65 @@ Everything else is kombu's. RabbitMQ is untouched.
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterable
+from queue import Empty
 from typing import Any
 
 from celery.app.amqp import AMQP
 from kombu import Connection
-from kombu.transport import redis, virtual
+from kombu.message import Message as KombuMessage
+from kombu.transport import pyamqp, redis, virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps
 from redis import exceptions as redis_errors
 
+from paidonce.amqp_transport import AmqpTransport
+from paidonce.envelopes import UnreadableEnvelope, check_envelope, delivered_from, read_item, read_json
+from paidonce.flood_log import FloodLog, one_line
+from paidonce.stored_texts import fits
+from paidonce.unread_bodies import refuse_compression
 from paidonce_models.queues import SUBMIT_QUEUE
+
+log = logging.getLogger(__name__)
+
+LONGEST_QUEUE_NAME = 255
+LARGEST_ITEM_BYTES = 256 * 1024 * 1024
+"""Of an item that is read at all, where the app does not say (``max_message_bytes`` of its transport options)."""
 
 
 def exists_nowhere_else(message: Any) -> bool:
     """Whether the store does not know yet what this message asks for."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     return message.delivery_info["routing_key"] == SUBMIT_QUEUE or headers.get("task") == SUBMIT_QUEUE
+
+
+class Message(virtual.Message):
+    """An envelope's message. A body that cannot be decoded is an error of the message, which its consumer hears of."""
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **options: Any) -> None:
+        self._raw = payload
+        properties, headers, body = payload["properties"], payload["headers"], payload["body"]
+        refuse_compression(self, headers)
+        try:
+            body = channel.decode_body(body, properties["body_encoding"])
+        except Exception:  # noqa: BLE001 - told to the consumer with the message
+            self.errors = [sys.exc_info()]
+        # Past virtual.Message, which does the same and lets the error of a body out.
+        KombuMessage.__init__(
+            self,
+            body=body,
+            channel=channel,
+            delivery_tag=properties["delivery_tag"],
+            content_type=payload["content-type"],
+            content_encoding=payload["content-encoding"],
+            headers=headers,
+            properties=properties,
+            delivery_info=properties["delivery_info"],
+            postencode="utf-8",
+            **options,
+        )
 
 
 class QoS(redis.QoS):
@@ -73,11 +120,45 @@ class QoS(redis.QoS):
         self._in_redis.clear()
         self._delivered.clear()
 
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Give again what a dead worker had taken; keys of another type than ours are somebody's mistake."""
+        try:
+            super().restore_visible(*args, **options)
+        except redis_errors.ResponseError as error:
+            self.channel.connection.junk.report(
+                "unacknowledged submissions that cannot be looked for",
+                logging.ERROR,
+                "unacknowledged submissions cannot be looked for on the broker: %s; see to the keys %s and %s",
+                one_line(error),
+                self.unacked_key,
+                self.unacked_index_key,
+                event="unacked_unreadable",
+            )
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Return a copied message to its queue; a copy that is no message is dropped."""
+
+        def restore_transaction(pipe: Any) -> None:
+            kept = pipe.hget(self.unacked_key, tag)
+            pipe.multi()
+            self._remove_from_indices(tag, pipe)
+            if kept is not None:
+                self.channel.restore_copy(kept, pipe, leftmost)
+
+        with self.channel.conn_or_acquire(client) as client:
+            client.transaction(restore_transaction, self.unacked_key)
+
 
 class Channel(redis.Channel):
     """A channel that keeps its client as long as its connection pool."""
 
     QoS = QoS
+    Message = Message
+    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]  # kombu's type is their exact number
+        *redis.Channel.from_transport_options,
+        "max_message_bytes",
+    )
+    max_message_bytes = LARGEST_ITEM_BYTES
     # Names of our own: kombu gives again whatever has been in there for longer than *its reader's* visibility
     # time-out. Ours is short, and under the shared names it would repeat the long tasks of a team's own Celery app.
     unacked_key = "paidonce.unacked"
@@ -111,9 +192,137 @@ class Channel(redis.Channel):
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         if exists_nowhere_else(message):
-            super()._restore(message, leftmost=leftmost)
+            self.qos.restore_by_tag(message.delivery_tag, leftmost=leftmost)
         else:
             self.put_back(message, last=leftmost)
+
+    def restore_copy(self, kept: bytes, pipe: Any, last: bool) -> None:
+        """Queue a copy from ``unacked``: envelope, exchange, routing key, as kombu writes them."""
+        try:
+            copy = read_json(kept, limit_bytes=2 * self.max_message_bytes)
+            if not isinstance(copy, list) or len(copy) != 3 or not fits(copy[2], LONGEST_QUEUE_NAME):
+                raise UnreadableEnvelope("it is not what kombu copies")
+            envelope = check_envelope(copy[0])
+        except UnreadableEnvelope as error:
+            self._drop("a copy among the unacknowledged", "the unacknowledged", error)
+            return
+        self._do_restore_message(envelope, "", copy[2], pipe, last)
+
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """As kombu's, for envelopes that were read: to the queue of that name, and never a body in the log."""
+        del exchange  # every queue of ours is reached by its own name
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+        key = self._q_for_pri(routing_key, self._get_message_priority(payload, reverse=False))
+        (pipe.lpush if leftmost else pipe.rpush)(key, dumps(payload))
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """As kombu's, but an item that is no message is dropped here, and the next one is asked for at once."""
+        try:
+            try:
+                found = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+            except redis_errors.ResponseError as error:
+                if not _is_wrong_type(error):
+                    # A server that answers, but not with messages: read-only, out of memory, without the right.
+                    raise redis_errors.ConnectionError(f"the broker refuses to hand out messages: {error}") from error
+                self._set_wrong_types_aside(self.active_queues)
+                raise Empty from None
+            if not found:
+                raise Empty
+            key, item = found
+            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            try:
+                envelope = read_item(item, limit_bytes=self.max_message_bytes)
+            except UnreadableEnvelope as error:
+                self._drop(f"an item on queue {queue}", f"queue {queue}", error)
+                return True
+            self.connection._deliver(delivered_from(envelope, exchange="", routing_key=queue), queue)
+            return True
+        finally:
+            self._in_poll: Any = None
+            self._flush_brpop_reauth()
+
+    def _receive_one(self, subscriber: Any) -> bool | None:
+        """As kombu's: a broadcast, for remote control or replies. What is none is dropped."""
+        try:
+            response = subscriber.parse_response()
+        except self.connection_errors:
+            self._in_listen: Any = None
+            raise
+        if not isinstance(response, list | tuple):
+            return None
+        payload = self._handle_message(subscriber, response)
+        if not bytes_to_str(payload["type"]).endswith("message") or not payload["data"]:
+            return None
+        channel = _as_text(payload["channel"])
+        if channel.startswith("/"):
+            channel = channel.partition(".")[2]
+        exchange, _, routing_key = channel.partition("/")
+        queue = self._fanout_to_queue.get(exchange)
+        try:
+            if queue is None:  # just cancelled, or nobody's
+                raise UnreadableEnvelope("nothing here listens to its exchange")
+            envelope = read_item(payload["data"], limit_bytes=self.max_message_bytes)
+        except UnreadableEnvelope as error:
+            self._drop("a broadcast", f"channel {one_line(channel)}", error)
+            return True
+        self.connection._deliver(delivered_from(envelope, exchange=exchange, routing_key=routing_key), queue)
+        return True
+
+    def _drop(self, kind: str, place: str, error: UnreadableEnvelope) -> None:
+        self.connection.junk.report(
+            f"{kind} has no readable envelope and was dropped",
+            logging.ERROR,
+            "a message on %s has no readable envelope (%s) and was dropped; send messages with a Celery client",
+            place,
+            error.message,
+            event="message_malformed",
+        )
+
+    def _size(self, queue: str) -> int:
+        try:
+            return int(super()._size(queue))
+        except redis_errors.ResponseError as error:
+            if not _is_wrong_type(error):
+                raise
+            self._set_wrong_types_aside([queue])
+            return int(super()._size(queue))
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        """As kombu's; a server that refuses a message (full, read-only) is one that cannot be reached for now."""
+        try:
+            super()._put(queue, message, **options)
+        except redis_errors.ResponseError as error:
+            if _is_wrong_type(error):
+                self._set_wrong_types_aside([queue])
+            raise redis_errors.ConnectionError(f"the broker refuses a message: {error}") from error
+
+    def _set_wrong_types_aside(self, queues: Iterable[str]) -> None:
+        """A key of a queue's name that is no list stops every worker and producer: give it another name."""
+        with self.conn_or_acquire() as client:
+            for queue in queues:
+                for priority in self.priority_steps:
+                    key = self._q_for_pri(queue, priority)
+                    kind = bytes_to_str(client.type(key))
+                    if kind in ("list", "none"):
+                        continue
+                    client.rename(key, f"{key}.no-queue")
+                    self.connection.junk.report(
+                        "the key of a queue was no list",
+                        logging.ERROR,
+                        "the key %s on the broker held a %s, not a queue's list, and was renamed to %s.no-queue; "
+                        "find out who wrote it",
+                        one_line(key),
+                        kind,
+                        one_line(key),
+                        event="queue_key_set_aside",
+                    )
 
 
 class Transport(redis.Transport):
@@ -121,22 +330,44 @@ class Transport(redis.Transport):
 
     Channel = Channel
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.junk = FloodLog(log)
+
+
+def _is_wrong_type(error: redis_errors.ResponseError) -> bool:
+    return "WRONGTYPE" in str(error)  # in a pipeline it follows the command
+
+
+def _as_text(name: bytes | str) -> str:
+    return name if isinstance(name, str) else name.decode(errors="replace")
+
+
+OURS = {redis.Transport: Transport, pyamqp.Transport: AmqpTransport}
+"""kombu's transports, and what we put in their places."""
+
 
 class PaidonceConnection(Connection):
-    """A connection that speaks to Redis through ``Transport`` and to anything else as kombu does.
+    """A connection that speaks to Redis and RabbitMQ through our transports and to anything else as kombu does.
 
     The class is put where kombu's pools copy it from, as they make connections of a class of their own.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if super().get_transport_cls() is redis.Transport:
-            self.transport_cls = Transport
+        ours = OURS.get(super().get_transport_cls())
+        if ours is not None:
+            self.transport_cls = ours
 
     def get_transport_cls(self) -> type[Any]:
-        """Our transport instead of kombu's for Redis, kombu's choice for anything else."""
+        """Our transport instead of kombu's for Redis and RabbitMQ, kombu's choice for anything else."""
         found: type[Any] = super().get_transport_cls()
-        return Transport if found is redis.Transport else found
+        return OURS.get(found, found)
+
+    def as_uri(self, *args: Any, **options: Any) -> str:
+        """For people and logs. kombu writes a transport's class where it was given one."""
+        shown = str(super().as_uri(*args, **options))
+        return shown.replace(f"{AmqpTransport}://", "amqps://" if self.ssl else "amqp://")
 
 
 class PaidonceAMQP(AMQP):

@@ -108,6 +108,7 @@ class Settings(BaseSettings):
     frozen_seconds: float = Field(
         default=60,
         gt=0,
+        le=_LONGEST_SECONDS,
         allow_inf_nan=False,
         description="How long a step belongs to a process that is known to live and is not heard of: it computes, or "
         "is stopped. Never less than the lease.",

@@ -8,7 +8,8 @@ from typing import Any
 
 from paidonce.declarations import AgentDeclaration
 from paidonce.settings import Settings
-from paidonce.tags import checked_tags, is_storable
+from paidonce.stored_texts import MAX_ALIAS_CHARACTERS, MAX_KEY_BYTES, MAX_NAME_BYTES, fits, found_instead, is_storable
+from paidonce.tags import checked_tags
 from paidonce_models.encoding import canonical_sha256, decode_json, encode_json
 from paidonce_models.errors import InvalidInput, NotSerialisable
 from paidonce_models.ids import new_run_id
@@ -17,10 +18,7 @@ from paidonce_models.payloads import split
 from paidonce_models.queues import DEFAULT_QUEUE, full_queue_name
 from paidonce_models.store.submission import NewRun
 
-MAX_KEY_CHARACTERS = 1_000
-MAX_NAME_CHARACTERS = 150
-"""Of agents and queues: what the store's columns hold, with our prefix."""
-MAX_ALIAS_CHARACTERS = 255
+A_NAME = f"a name of 1 to {MAX_NAME_BYTES} characters, no more than {MAX_NAME_BYTES} bytes in UTF-8"
 
 
 def new_run(
@@ -41,7 +39,7 @@ def new_run(
     whether or not the producer holds the agent's code and its defaults.
     """
     if not is_name(agent):
-        raise InvalidInput(f"agent must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(agent)}")
+        raise InvalidInput(f"agent must be {A_NAME}, found {found_instead(agent)}")
     if not isinstance(given, Mapping):
         raise InvalidInput(
             f"input of agent {agent!r} must be a JSON object of its arguments by name, found {type(given).__name__}"
@@ -50,9 +48,7 @@ def new_run(
     if queue is None:
         queue = declaration.queue if declaration is not None else DEFAULT_QUEUE
     if not is_name(queue):
-        raise InvalidInput(
-            f"queue of agent {agent!r} must be a name of 1 to {MAX_NAME_CHARACTERS} characters, found {shown(queue)}"
-        )
+        raise InvalidInput(f"queue of agent {agent!r} must be {A_NAME}, found {found_instead(queue)}")
     run_id = new_run_id()
     return NewRun(
         run_id=run_id,
@@ -71,7 +67,7 @@ def new_run(
 
 def is_name(value: object) -> bool:
     """Whether a value from outside can name an agent or a queue in every store."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and is_storable(value)
+    return fits(value, MAX_NAME_BYTES)
 
 
 def is_alias(value: object) -> bool:
@@ -93,8 +89,11 @@ def _encoded(agent: str, given: Mapping[str, Any], declaration: AgentDeclaration
 def _checked_key(agent: str, key: Any) -> str | None:
     if key is None:
         return None
-    if not isinstance(key, str) or not key or len(key) > MAX_KEY_CHARACTERS or not is_storable(key):
-        raise InvalidInput(f"key of agent {agent!r} must be 1 to {MAX_KEY_CHARACTERS} characters, found {shown(key)}")
+    if not isinstance(key, str) or not fits(key, MAX_KEY_BYTES):
+        raise InvalidInput(
+            f"key of agent {agent!r} must be a text of 1 to {MAX_KEY_BYTES} bytes in UTF-8, found "
+            f"{found_instead(key)}; the hash of a longer key makes a good key"
+        )
     return key
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from paidonce.settings import Settings
+from paidonce.stored_texts import is_storable
 from paidonce_models.errors import InvalidInput
 from paidonce_models.json_values import shown
 
@@ -53,8 +54,3 @@ def checked_tags(settings: Settings, agent: str, tags: Any) -> dict[str, str]:
             f"{_WAY_OUT}, or raise PAIDONCE_MAX_TAGS_BYTES"
         )
     return dict(tags)
-
-
-def is_storable(text: str) -> bool:
-    """JSON can carry NUL and half a surrogate pair; PostgreSQL's texts cannot."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

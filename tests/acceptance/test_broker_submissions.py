@@ -106,11 +106,15 @@ NESTED = nested(800)
         ({"agent": "leaf" * 100, "input": {}}, "invalid_input", "1 to 150 characters"),
         ({"agent": "le\x00af", "input": {}}, "invalid_input", "must be a name"),
         ({"agent": "leaf", "input": {"number": 1}, "key": "half a pair: \ud800"}, "invalid_input", "key"),
+        ({"agent": "leaf", "input": {"number": 1}, "key": "😀" * 1_000}, "invalid_input", "2000 bytes.*4000 bytes"),
+        ({"agent": "leaf", "input": {"number": 1}, "queue": "😀" * 100}, "invalid_input", "150 bytes.*400 bytes"),
     ],
     ids=[
         *("argument", "type", "list", "nested", "nested name", "long priority", "agent", "no agent", "tags"),
         *("long tag", "key", "unknown", "priority", "queue"),
         *("long name", "nul", "surrogate in key"),
+        "long key",
+        "long queue",
     ],
 )
 def test_bad_input_becomes_a_failed_run_that_holds_the_error(
@@ -220,3 +224,25 @@ def test_nonsense_does_not_end_the_worker(shared: Site, producer: Celery) -> Non
     )
     assert shared.client.submit("leaf", {"number": 4}).result(RUN_SECONDS) == 8
     assert shared.workers[0].process.poll() is None
+
+
+def test_a_submission_without_a_usable_id_is_refused_where_it_can_be_found(shared: Site) -> None:
+    with Connection(shared.broker_url) as connection, connection.Producer() as made_by_hand:
+        for number, task_id in enumerate((None, 7, ["x"])):
+            for _ in range(2):  # delivered twice, refused once
+                made_by_hand.publish(
+                    [[], {"agent": "leaf", "input": {"number": number + 1000}}, {}],
+                    exchange="",
+                    routing_key="paidonce.submit",
+                    headers={"task": "paidonce.submit", "id": task_id, "lang": "any"},
+                    serializer="json",
+                )
+    marker = str(uuid.uuid4())
+    publish(shared, b'[[], {"agent": "leaf", "input": {"number": 4}}, {}]', marker)
+    assert found(shared, marker).result(RUN_SECONDS) == 8
+
+    def refused() -> int:
+        views = shared.client.runs(agent="leaf", state="failed")
+        return sum(view.key is not None and len(view.key) == 71 for view in views)  # failed: and a hash
+
+    wait_until(lambda: refused() >= 3, "the three refusals are stored", RUN_SECONDS)

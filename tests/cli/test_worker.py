@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -127,3 +129,29 @@ def test_a_worker_does_not_start_on_another_schema(project: Project) -> None:
 def test_queues_that_the_modules_name_and_the_worker_does_not_take_are_mentioned(project: Project) -> None:
     done = project.paidonce("worker", "agents", BROKER_URL=f"redis://{NOBODY_LISTENS}")
     assert "--queues side" in done.err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"redis://{NOBODY_LISTENS}/0", "Connection refused"),
+        (f"amqp://guest:hidden@{NOBODY_LISTENS}//", "Connection refused"),
+        pytest.param("amqp://nobody:hidden@127.0.0.1:5672//", "ACCESS_REFUSED", marks=pytest.mark.service),
+    ],
+)
+def test_celerys_own_command_meets_an_absent_broker_as_ours_does(project: Project, url: str, said: str) -> None:
+    environment = project.with_settings({"BROKER_URL": url, "AGENTS": "agents"})
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-c", "1"],
+        cwd=project.folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("paidonce: the broker at ") and said in lines[0]
+    assert "hidden" not in done.stderr

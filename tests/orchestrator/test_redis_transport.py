@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport.redis import Transport as KombuTransport
 
 from paidonce.redis_transport import PaidonceConnection, Transport
+from tests.fuzz.shapes import another_place, broadcast, broken_envelope, raw_item
+from tests.fuzz.shapes import unacked as made_unacked
 
 STEPS = Queue("paidonce.default", Exchange(""), routing_key="paidonce.default")
 SUBMISSIONS = Queue("paidonce.submit", Exchange(""), routing_key="paidonce.submit")
@@ -173,3 +177,152 @@ def test_what_another_app_runs_on_the_same_redis_is_not_given_again(redis_url: s
         qos.restore_visible()
         assert waiting(redis_url, theirs) == 0
         message.ack()
+
+
+# --- junk ---------------------------------------------------------------------------------------------------------
+
+
+def push(url: str, key: str, *items: bytes) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.lpush(key, *items)
+
+
+JUNK = [raw_item(Random(seed)).raw for seed in range(40)] + [broken_envelope(Random(seed)).raw for seed in range(80)]
+
+
+@pytest.mark.parametrize("queue", [STEPS, SUBMISSIONS], ids=["step", "submission"])
+def test_junk_on_a_list_is_dropped_without_an_error_and_what_lies_behind_it_comes(
+    redis_url: str, connection: PaidonceConnection, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    push(redis_url, queue.name, *JUNK)
+    publish(redis_url, queue, 7)
+    bodies: list[bytes] = []
+
+    def keep(message: Any, *_: object) -> None:
+        bodies.append(message.body)
+        message.ack()
+
+    consumer = connection.Consumer([queue], on_message=keep, accept=["json"])
+    consumer.on_decode_error = keep
+    with consumer:
+        while not bodies or bodies[-1] != b'{"number": 7}':
+            connection.drain_events(timeout=20)
+    assert (waiting(redis_url, queue), unacked(redis_url)) == (0, 0)
+    said = [record for record in caplog.records if getattr(record, "event", "") == "message_malformed"]
+    assert 1 <= len(said) < 20, "a flood is counted"
+    assert f"a message on queue {queue.name} has no readable envelope" in said[0].getMessage()
+
+
+def test_a_message_returns_to_the_queue_it_was_taken_from_whatever_it_says(
+    redis_url: str, connection: PaidonceConnection
+) -> None:
+    for tag in range(2):
+        made = json.loads(another_place(Random(tag)).raw)
+        push(redis_url, STEPS.name, json.dumps(made).encode())
+    channel, messages = take(connection, STEPS)
+    assert len({message.delivery_tag for message in messages}) == 2, "both said that they are the same"
+    channel.close()
+    assert waiting(redis_url, STEPS) == 2
+
+
+def test_a_compressed_body_is_an_error_of_the_message_and_is_not_unpacked(
+    redis_url: str, connection: PaidonceConnection
+) -> None:
+    with Connection(redis_url) as theirs, theirs.Producer() as producer:
+        producer.publish({"a": "b" * 100}, routing_key=STEPS.name, exchange="", declare=[STEPS], compression="gzip")
+    errors: list[Exception] = []
+    consumer = connection.Consumer([STEPS], on_message=lambda message: None, accept=["json"])
+    consumer.on_decode_error = lambda message, error: errors.append(error)
+    with consumer:
+        connection.drain_events(timeout=2)
+    assert "is compressed" in str(errors[0])
+
+
+def test_a_copy_among_the_unacknowledged_that_is_no_message_is_dropped_and_the_others_come_back(
+    redis_url: str, connection: PaidonceConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(redis_url, SUBMISSIONS, 1)
+    with redis.Redis.from_url(redis_url) as client:
+        (taken,) = client.lrange(SUBMISSIONS.name, 0, -1)  # type: ignore[misc]  # typed for both kinds of client
+        client.delete(SUBMISSIONS.name)
+        overdue = time.time() - 3600
+        copies = {f"junk-{seed}": made_unacked(Random(seed)).raw for seed in range(60)}
+        copies["a name that is no text"] = json.dumps([json.loads(taken), "", "\ud800"]).encode()
+        copies["good"] = json.dumps([json.loads(taken), "any exchange", SUBMISSIONS.name]).encode()
+        for tag, copy in copies.items():
+            client.hset("paidonce.unacked", tag, copy)
+            client.zadd("paidonce.unacked_index", {tag: overdue})
+        qos = connection.channel().qos
+        qos.visibility_timeout = 1
+        qos.restore_visible(num=None)
+        assert (unacked(redis_url), client.zcard("paidonce.unacked_index")) == (0, 0)
+    restored = waiting(redis_url, SUBMISSIONS)
+    assert restored >= 1
+    assert "has no readable envelope" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_keys_of_another_type_are_told_of_and_do_not_end_anything(
+    redis_url: str, connection: PaidonceConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("paidonce.unacked_index", "no sorted set")
+        client.set(STEPS.name, "no list")
+    connection.channel().qos.restore_visible()
+    assert "cannot be looked for" in caplog.text
+    take(connection, STEPS)
+    assert "held a string, not a queue's list" in caplog.text
+    publish(redis_url, STEPS, 1)
+    _, messages = take(connection, STEPS)
+    assert [message.payload["number"] for message in messages] == [1]
+
+
+def test_a_message_for_a_key_of_another_type_is_sent_after_all(redis_url: str, connection: PaidonceConnection) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(STEPS.name, "no list")
+    with connection.Producer() as producer:
+        producer.publish(
+            {"number": 1}, routing_key=STEPS.name, exchange="", retry=True, retry_policy={"max_retries": 1}
+        )
+    assert waiting(redis_url, STEPS) == 1
+
+
+def test_a_server_that_refuses_is_an_outage(redis_url: str, connection: PaidonceConnection) -> None:
+    channel = connection.channel()
+    refused = redis.ResponseError("READONLY You can't write against a read only replica.")
+
+    class Client:
+        connection = None
+
+        def parse_response(self, *_: object, **__: object) -> object:
+            raise refused
+
+    channel.__dict__["client"] = Client()
+    with pytest.raises(redis.ConnectionError, match="refuses to hand out messages: READONLY"):
+        channel._brpop_read()
+
+
+def test_broadcasts_that_are_none_are_dropped(
+    redis_url: str, connection: PaidonceConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    control = Queue("me.celery.pidbox", Exchange("celery.pidbox", type="fanout"), auto_delete=True, durable=False)
+    got: list[Any] = []
+    consumer = connection.Consumer([control], callbacks=[lambda body, message: got.append(body)], no_ack=True)
+    consumer.on_decode_error = lambda message, error: None
+    with consumer, redis.Redis.from_url(redis_url) as client, Connection(redis_url) as theirs:
+        database = client.connection_pool.connection_kwargs["db"]
+        try:
+            connection.drain_events(timeout=0.5)
+        except TimeoutError:
+            pass
+        for seed in range(60):
+            client.publish(f"/{database}.celery.pidbox", broadcast(Random(seed)).raw)
+        with theirs.Producer() as producer:
+            producer.publish({"method": "ping"}, exchange=control.exchange, routing_key="", declare=[control.exchange])
+        deadline = time.monotonic() + 20
+        while {"method": "ping"} not in got and time.monotonic() < deadline:
+            try:
+                connection.drain_events(timeout=0.5)
+            except TimeoutError:
+                pass
+    assert {"method": "ping"} in got
+    assert "has no readable envelope" in caplog.text

@@ -272,6 +272,60 @@ def test_sigterm_hands_back_what_does_not_end_and_leaves_behind_what_is_blocked(
     wait_until(lambda: worker.messages_waiting() == 2, "both messages are back in the queue")
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_second_signal_ends_the_drain_and_hands_back(redis_url: str, tmp_path: Path, pool: str, number: int) -> None:
+    worker = ToyWorker(redis_url, tmp_path)
+    try:
+        worker.start("-P", pool, "-c", "3", drain_seconds=300)
+        kinds = {"def step": "def", "async step": "async", "blocked": "blocked"}
+        for tag, kind in kinds.items():
+            worker.send("step", tag, 200, kind)
+        for tag in kinds:
+            worker.wait_for(f"{tag} began")
+        worker.signal(signal.SIGTERM)
+        worker.wait_for_output("Warm shutdown")
+        time.sleep(1)  # nobody's finger is quicker; a doubled signal counts once
+        assert not any("handed_back" in line for line in worker.lines()), "the first one waits for what runs"
+        worker.signal(number)
+        assert worker.wait_for_end(20) == 0
+        assert {"def step handed_back", "async step handed_back"} <= set(worker.lines())
+        # A thread that is blocked in C cannot be interrupted; a child's main thread can.
+        assert ("blocked handed_back" in worker.lines()) == (pool == "prefork")
+    finally:
+        worker.close()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(redis_url: str, tmp_path: Path) -> None:
+    worker = ToyWorker(redis_url, tmp_path)
+    try:
+        worker.start("-c", "2")
+        worker.send("step", "short", 2.0, "async")
+        worker.wait_for("short began")
+        worker.signal(signal.SIGTERM)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait_for_end(20) == 0
+        assert "short ended" in worker.lines()
+    finally:
+        worker.close()
+
+
+def test_a_third_signal_ends_the_worker_at_once(redis_url: str, tmp_path: Path) -> None:
+    worker = ToyWorker(redis_url, tmp_path)
+    try:
+        worker.start("-c", "2", drain_seconds=300)
+        worker.send("step", "blocked", 200, "blocked")
+        worker.wait_for("blocked began")
+        for _ in range(3):
+            worker.signal(signal.SIGTERM)
+            time.sleep(0.4)  # longer than a doubled signal
+            if worker.process is not None and worker.process.poll() is not None:
+                break
+        assert worker.wait_for_end(20) in (0, 143), "by the second or the third"
+    finally:
+        worker.close()
+
+
 def test_a_cold_shutdown_hands_back_at_once(worker: ToyWorker) -> None:
     worker.start()
     worker.send("step", "async step", 60, "async")

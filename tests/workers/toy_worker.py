@@ -52,6 +52,8 @@ def on_unknown_step(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], m
     if name == "store.is_down" and "refused" not in globals():
         globals()["refused"] = True
         raise ConnectionError("the store is down")
+    if name == "store.stays_down":
+        raise ConnectionError("the store stays down")
     return name != "nobody.knows"
 
 
@@ -70,7 +72,7 @@ choose_pool(
         on_drain_expired=on_drain_expired,
         on_unknown_step=on_unknown_step,
         requeue_seconds=0.2,
-        most_body_bytes=2**20,
+        requeue_tries=3,
     ),
 )
 

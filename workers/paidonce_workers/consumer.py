@@ -1,15 +1,15 @@
 """Celery's consumer, which loses no step it does not know and survives every message.
 
-Owns what happens to a message that no task of this worker takes. Stock Celery
-rejects and drops a message for an unregistered task, and some malformed ones
-end the worker. Here a message for a step that this worker does not hold is
-handed back in the store (``Machinery.on_unknown_step``) and then acknowledged;
-if that fails it returns to its queue after a pause; a malformed one is
-acknowledged with one error that says which queue and what was found. If it says
-that it is a submission, its producer finds the error in the store as well
-(``Machinery.on_refused_submission``).
+Owns what becomes of each message before a task sees it. One check stands in front
+of all of them (``incoming``): what passes is rebuilt from its name, id and arguments,
+so that nothing else in it steers the worker. A message for a step that this worker
+does not hold is handed back in the store (``Machinery.on_unknown_step``) and then
+acknowledged; if that fails it is offered again after a pause, a bounded number of
+times. One that nobody can use is acknowledged with an error that says which queue
+and what was found; if it says that it is a submission, its producer finds the error
+in the store as well (``Machinery.on_refused_submission``).
 
-Must never block: the hook runs in a thread of its own, and messages are
+Must never block: the hooks run in a thread of its own, and messages are
 acknowledged in the consumer's thread, to which the broker connection belongs.
 Must never log a body: it may hold a user's input.
 
@@ -26,196 +26,269 @@ from typing import Any
 from celery.worker import loops
 from celery.worker.consumer import consumer as celery_consumer
 
-from paidonce.publishing import SUBMIT_TASK
+from paidonce.flood_log import FloodLog, one_line
+from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce_workers.incoming import UnusableMessage, read_message, submission_id
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.machinery import machinery_of
 
 logger = logging.getLogger(__name__)
 
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
-"""What reading a message that is not what it should be raises."""
+LONGEST_PAUSE_SECONDS = 60.0
+FLUSH_SECONDS = 15.0
+SHOWN_HEADERS = 12
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publishes no types
     """The consumer of every Paidonce worker, whatever its pool."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc] # Celery publishes no types
+        """Celery's, with our remote control."""
+
+        default_steps = tuple(
+            "paidonce_workers.remote_control:Control" if step == "celery.worker.consumer.control:Control" else step
+            for step in celery_consumer.Consumer.Blueprint.default_steps
+        )
+
+    def __init__(self, *args: Any, worker_options: Mapping[str, Any] | None = None, **options: Any) -> None:
+        # Gossip and mingle listen to whatever other workers say, and have a say of their own in tasks. Nothing of ours
+        # needs them: what workers must know of each other is in the store.
+        alone = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
+        self.junk = FloodLog(logger)
+        super().__init__(*args, worker_options=alone, **options)
         self._machinery = machinery_of(self.app)
         self._machinery.local_delivery = LocalDelivery(self)
         self._hand_back_thread = ThreadPoolExecutor(1, thread_name_prefix="paidonce-unknown-steps")
+        self.timer.call_repeatedly(FLUSH_SECONDS, self._flush_logs)
 
     def shutdown(self) -> None:
         """Stop; what was not handed back yet stays with the broker."""
         self._hand_back_thread.shutdown(wait=False, cancel_futures=True)
+        self.junk.close()
         super().shutdown()
 
-    def loop(self, *args: Any) -> None:
-        """Celery's loop; a broken envelope, which the transport itself cannot read, costs a reconnect, not the worker.
+    def _flush_logs(self) -> None:
+        self.junk.flush()
+        transport_junk = getattr(getattr(self.connection, "transport", None), "junk", None)
+        if transport_junk is not None:
+            transport_junk.flush()
 
-        Redis has popped such an item already, so it cannot come again.
-        """
+    def loop(self, *args: Any) -> None:
+        """Celery's loop; whatever a message sets off in kombu or Celery costs a reconnect, not the worker."""
         run = loops.asynloop if self.hub else loops.synloop
         try:
             run(*args)
         except self.connection_errors:
             raise
-        except MALFORMED as error:
-            # With its traceback: this also catches a bug in whatever else runs on the loop.
+        except Exception as error:
+            # With its traceback: our transports and handlers let no message come this far, so this is a bug.
             logger.error(
-                "a message on one of the queues %s has no readable envelope (%s: %s) and was dropped; "
-                "send messages with a Celery client",
+                "a message on one of the queues %s has no readable envelope, or its handling failed (%s); reconnecting",
                 ", ".join(sorted(self.app.amqp.queues.consume_from)),
                 type(error).__name__,
-                error,
-                extra={"event": "message_malformed"},
+                extra={"event": "consumer_failed"},
                 exc_info=error,
             )
-            raise self.connection_errors[0]("reconnecting after an unreadable message") from error
+            raise self.connection_errors[0]("reconnecting after a failure of the consumer") from error
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """Celery's handler of every message, kept from ending the worker over one of them."""
+        """Celery's handler of every message, which gets those that passed the check, and no error of which ends it."""
         handle: Callable[[Any], Any] = super().create_task_handler(*args, **options)
 
         def on_task_received(message: Any) -> Any:
-            too_large = self._machinery.body_too_large(message)
-            if too_large is not None:
-                return self._discard(message, too_large)
             try:
-                return handle(message)
-            except MALFORMED as error:
+                return handle(message) if self._admit(message) else None
+            except UnusableMessage as error:
+                return self._discard(message, error.message, error.kind)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 # First: kombu's Redis transport counts KeyError among its connection errors,
                 # and a message without an id would reconnect it for ever.
-                return self._discard(message, f"{type(error).__name__}: {error}")
+                return self._discard_failed(message, error)
             except (*self.connection_errors, *self.channel_errors):
                 raise
             except Exception as error:  # noqa: BLE001 - discarded with an error that says what it was
-                return self._discard(message, f"{type(error).__name__}: {error}")
+                return self._discard_failed(message, error)
 
         return on_task_received
+
+    def _admit(self, message: Any) -> bool:
+        """Rebuild a message of ours so that it says nothing but its task; False where it has been dealt with here.
+
+        Raises ``UnusableMessage``.
+        """
+        machinery = self._machinery
+        if machinery.is_step is None:
+            return True
+        incoming = read_message(message, largest_submission_bytes=machinery.largest_submission_bytes)
+        if incoming.task not in (ADVANCE_TASK, SUBMIT_TASK) and not machinery.is_step(incoming.task):
+            self._hand_back(incoming.task, incoming.args, incoming.kwargs, message)
+            return False
+        message.headers = incoming.headers()
+        # Decoded, as it is under no content type: Celery does not read it again, in this process or a child.
+        message.body = message._decoded_cache = incoming.body()
+        message.content_type = message.content_encoding = None
+        priority = message.properties.get("priority")
+        message.properties = {
+            "correlation_id": incoming.task_id,
+            "priority": priority if type(priority) is int else None,
+        }
+        return True
 
     # Celery calls these four; `create_task_handler` binds them when the loop starts.
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """No task is named."""
-        self._discard(message, "it names no task")
+        self._discard(message, "it names no task", "it names no task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """A task of ours is named, but the rest does not fit Celery's protocol."""
-        self._discard(message, f"{type(exc).__name__}: {exc}")
+        self._discard_failed(message, exc)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """The body cannot be decoded, or is of a content type that is not accepted."""
-        self._discard(message, f"its body cannot be decoded ({type(exc).__name__}: {exc})")
+        kind = f"its body cannot be decoded ({type(exc).__name__})"
+        self._discard(message, f"{kind[:-1]}: {exc})", kind)
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """A task that is not registered here: a step of code that this worker does not hold."""
+        """A task that is not registered here, in an app whose messages are not checked."""
         try:
             name, args, kwargs = _task_of(message)
         except Exception as error:  # noqa: BLE001 - decoding raises what the serializer likes
-            self._discard(message, f"{type(error).__name__}: {error}")
+            self._discard_failed(message, error)
             return
+        self._hand_back(name, args, kwargs, message)
+
+    def _hand_back(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], message: Any) -> None:
+        """A step of code that this worker does not hold."""
+        self._in_hand_back_thread(self._offer, name, args, kwargs, message, 1)
+
+    def _in_hand_back_thread(self, act: Callable[..., object], *arguments: object) -> None:
         try:
-            self._hand_back_thread.submit(self._offer, name, args, kwargs, message)
+            self._hand_back_thread.submit(act, *arguments)
         except RuntimeError:  # shutting down: not acknowledged, so the broker keeps it
             return
 
-    def _refuse(self, task_id: str, message: Any, found: str) -> None:
+    def _refuse(self, task_id: str, message: Any, found: str, kind: str, tried: int) -> None:
         """In the hand-back thread: let the store keep what was wrong, then settle the message as above."""
         hook = self._machinery.on_refused_submission
         try:
             if hook is not None:
                 hook(task_id, message.body, found)
         except Exception as error:  # noqa: BLE001 - whatever it was, the producer must hear of it
-            logger.warning(
-                "the refusal of submission %s could not be stored (%s: %s); its message returns to queue %s in %.1f s",
-                task_id,
+            pause = self._pause_after(tried)
+            self.junk.report(
+                f"the refusal of a submission could not be stored ({type(error).__name__})",
+                logging.WARNING,
+                "the refusal of submission %s could not be stored (%s: %s); tried again in %.1f s",
+                one_line(task_id),
                 type(error).__name__,
-                error,
-                _queue_of(message),
-                self._machinery.requeue_seconds,
-                extra={"event": "refusal_requeued"},
+                one_line(error, 300),
+                pause,
+                event="refusal_requeued",
             )
-            self._requeue_later(message)
+            # The only copy: kept from being acknowledged for as long as it takes.
+            self._try_again(pause, self._refuse, task_id, message, found, kind, tried + 1)
             return
-        self.call_soon(self._drop, message, found)
+        self.call_soon(self._drop, message, found, kind)
 
-    def _offer(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], message: Any) -> None:
+    def _offer(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], message: Any, tried: int) -> None:
         """In the hand-back thread: let the store decide, then settle the message in the consumer's thread."""
         hook = self._machinery.on_unknown_step
         try:
             if hook is None:
                 raise LookupError("nothing here can hand it back")
             handed_back = hook(name, args, kwargs, message)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the message must not be lost
-            logger.warning(
-                "this worker does not hold %s and could not hand it back (%s: %s); its message returns to queue %s "
-                "in %.1f s",
-                name,
-                type(error).__name__,
-                error,
-                _queue_of(message),
-                self._machinery.requeue_seconds,
-                extra={"event": "unknown_step_requeued", "step": name},
-            )
-            self._requeue_later(message)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the step is in the store
+            self._offer_again(error, name, args, kwargs, message, tried)
             return
+        shown = one_line(name)
         if handed_back:
-            logger.info(
+            self.junk.report(
+                "a step that this worker does not hold was handed back",
+                logging.INFO,
                 "this worker does not hold %s; handed back",
-                name,
-                extra={"event": "unknown_step_handed_back", "step": name},
+                shown,
+                event="unknown_step_handed_back",
             )
             self.call_soon(self._acknowledge, message)
         else:
-            self.call_soon(self._discard, message, f"task {name} is not registered here, and no step waits for it")
+            self.call_soon(
+                self._discard,
+                message,
+                f"task {shown} is not registered here, and no step waits for it",
+                "its task is not registered here, and no step waits for it",
+            )
 
-    def _requeue_later(self, message: Any) -> None:
-        """From any thread: back to its queue after a pause, in the consumer's thread."""
-        self.call_soon(self.timer.call_after, self._machinery.requeue_seconds, self.call_soon, (self._requeue, message))
+    def _offer_again(
+        self,
+        error: Exception,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        message: Any,
+        tried: int,
+    ) -> None:
+        pause, is_last = self._pause_after(tried), tried >= self._machinery.requeue_tries
+        self.junk.report(
+            f"a step that this worker does not hold could not be handed back ({type(error).__name__})",
+            logging.WARNING,
+            "this worker does not hold %s and could not hand it back (%s: %s); %s",
+            one_line(name),
+            type(error).__name__,
+            one_line(error, 300),
+            "its message is dropped, the sweeper sends another" if is_last else f"tried again in {pause:.1f} s",
+            event="unknown_step_requeued",
+        )
+        if is_last:
+            self.call_soon(self._acknowledge, message)
+        else:
+            self._try_again(pause, self._offer, name, args, kwargs, message, tried + 1)
 
-    def _requeue(self, message: Any) -> None:
-        if not message.acknowledged:
-            message.reject_log_error(celery_consumer.logger, self.connection_errors, requeue=True)
+    def _pause_after(self, tried: int) -> float:
+        return float(min(self._machinery.requeue_seconds * 2 ** min(tried - 1, 10), LONGEST_PAUSE_SECONDS))
+
+    def _try_again(self, pause: float, act: Callable[..., object], *arguments: object) -> None:
+        """From any thread: in the hand-back thread, after a pause in which the broker still counts it as taken."""
+        self.call_soon(self.timer.call_after, pause, self._in_hand_back_thread, (act, *arguments))
 
     def _acknowledge(self, message: Any) -> None:
         if not message.acknowledged:
             message.ack_log_error(celery_consumer.logger, self.connection_errors)
 
-    def _discard(self, message: Any, found: str) -> None:
+    def _discard(self, message: Any, found: str, kind: str) -> None:
         """Settle a message that nobody can use; that of a submission once its refusal is stored."""
-        task_id = _id_of_submission(message)
+        task_id = submission_id(message)
         if task_id is None:
-            self._drop(message, found)
-            return
-        try:
-            self._hand_back_thread.submit(self._refuse, task_id, message, found)
-        except RuntimeError:  # shutting down: not acknowledged, so the broker keeps it
-            return
+            self._drop(message, found, kind)
+        else:
+            self._in_hand_back_thread(self._refuse, task_id, message, found, kind, 1)
 
-    def _drop(self, message: Any, found: str) -> None:
-        """Acknowledge a message that nobody can use and say so once."""
-        body = getattr(message, "body", None)
-        headers = getattr(message, "headers", None)
-        logger.error(
+    def _discard_failed(self, message: Any, error: BaseException) -> None:
+        self._discard(message, f"{type(error).__name__}: {error}", type(error).__name__)
+
+    def _drop(self, message: Any, found: str, kind: str) -> None:
+        """Acknowledge a message that nobody can use and say so."""
+        body, headers = getattr(message, "body", None), getattr(message, "headers", None)
+        self.junk.report(
+            f"a message cannot be used and was dropped: {kind}",
+            logging.ERROR,
             "a message on queue %s cannot be used and was dropped: %s [content type %s, %s bytes, headers: %s]",
-            _queue_of(message),
-            found,
-            getattr(message, "content_type", None),
+            one_line(_queue_of(message)),
+            one_line(found, 300),
+            one_line(getattr(message, "content_type", None), 60),
             len(body) if isinstance(body, (str, bytes)) else "?",
-            ", ".join(sorted(map(str, headers))) if isinstance(headers, Mapping) else headers,
-            extra={"event": "message_malformed"},
+            _names(headers),
+            event="message_malformed",
         )
         self._acknowledge(message)
 
 
-def _id_of_submission(message: Any) -> str | None:
-    """The task's id where the headers say that this is a submission; ``None`` if they do not or name none."""
-    headers = getattr(message, "headers", None)
-    if not isinstance(headers, Mapping) or headers.get("task") != SUBMIT_TASK:
-        return None
-    task_id = headers.get("id")
-    return task_id if isinstance(task_id, str) else None
+def _names(headers: object) -> str:
+    """The names of a message's headers, as many as fit."""
+    if not isinstance(headers, Mapping):
+        return type(headers).__name__
+    shown = [one_line(name, 40) for name in list(headers)[:SHOWN_HEADERS]]
+    return ", ".join([*sorted(shown), *(["…"] if len(headers) > SHOWN_HEADERS else [])])
 
 
 def _queue_of(message: Any) -> str:

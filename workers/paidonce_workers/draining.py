@@ -5,6 +5,9 @@
       -> ``on_drain_expired(keys)`` for bodies that do not even end then
       -> what is left is blocked in C: ``left_behind``; the process must be ended by ``os._exit``
 
+A second signal (``Machinery.hurry``) ends each of these waits: what runs is handed back
+within a second or two.
+
 Bodies are interrupted *before* anything is handed back in the store, so that no
 other worker begins a step whose body still runs here. The executor hands back
 each step whose body ended with ``BodyCancelled(HANDED_BACK)``; the hook does it
@@ -27,6 +30,9 @@ from paidonce_workers.machinery import Machinery
 
 logger = logging.getLogger(__name__)
 
+HURRIED_SECONDS = 1.0
+"""What interrupted bodies and the store may take in a hurry."""
+HURRY_IS_SEEN_SECONDS = 0.05
 SECONDS_TO_CLOSE_CONNECTIONS = 15.0
 """What Celery may take to close its connections after a drain before the process is ended regardless."""
 
@@ -51,13 +57,13 @@ class Drain:
 
     def run(self, running: Callable[[], Sequence[Drainable]], seconds: float) -> None:
         """Let go of everything that ``running`` names; takes at most the times of the machinery."""
-        if _all_end(running(), seconds):
+        if self._all_end(running(), seconds, hurried_seconds=0.0):
             return
         for task in running():
             task.hand_back()
         # Bodies that run outside of a pool task's scope, if any.
         self._machinery.bodies.interrupt_all(Reason.HANDED_BACK)
-        ended = _all_end(running(), self._machinery.interrupt_seconds)
+        ended = self._all_end(running(), self._machinery.interrupt_seconds, hurried_seconds=HURRIED_SECONDS)
         keys = self._machinery.bodies.running()
         if keys:
             self._hand_back(keys)
@@ -85,17 +91,29 @@ class Drain:
 
         thread = threading.Thread(target=call_hook, name="paidonce-hand-back", daemon=True)
         thread.start()
-        thread.join(self._machinery.hand_back_seconds)
+        in_hurry = self._machinery.hurry.is_set()
+        thread.join(HURRIED_SECONDS if in_hurry else self._machinery.hand_back_seconds)
         if thread.is_alive():
             logger.error(
                 "handing back %d step(s) took longer than %.0f s; their leases run out",
                 len(keys),
-                self._machinery.hand_back_seconds,
+                HURRIED_SECONDS if in_hurry else self._machinery.hand_back_seconds,
             )
 
-
-def _all_end(tasks: Sequence[Drainable], seconds: float) -> bool:
-    return not wait([task.future for task in tasks], seconds).not_done
+    def _all_end(self, tasks: Sequence[Drainable], seconds: float, *, hurried_seconds: float) -> bool:
+        """Whether all of them end within ``seconds``, or, once there is hurry, within so many from then on."""
+        futures = [task.future for task in tasks]
+        hurry = self._machinery.hurry
+        until, hurried = time.monotonic() + seconds, False
+        while True:
+            if hurry.is_set() and not hurried:
+                until, hurried = min(until, time.monotonic() + hurried_seconds), True
+            left = until - time.monotonic()
+            # Futures that never end must not keep a second signal waiting, hence in small portions.
+            if not wait(futures, max(0.0, left if hurried else min(left, HURRY_IS_SEEN_SECONDS))).not_done:
+                return True
+            if left <= 0:
+                return False
 
 
 def end_process(exit_code: int) -> None:

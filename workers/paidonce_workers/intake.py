@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from paidonce.submission import MAX_ALIAS_CHARACTERS, is_alias, is_name, new_run
+from paidonce.stored_texts import MAX_ALIAS_CHARACTERS
+from paidonce.submission import is_alias, is_name, new_run
 from paidonce.tags import checked_tags
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError, StatementRefused, StoreUnreachable
@@ -167,7 +169,8 @@ def _record_failure(
         input=split(data),
         input_sha256=canonical_sha256(json.loads(data)),
         queue=DEFAULT_QUEUE,
-        key=f"failed:{task_id if is_alias(task_id) else ascii(task_id)[:MAX_ALIAS_CHARACTERS]}",
+        # Without an id of its own, what it holds tells it apart; a second delivery must find its refusal.
+        key=f"failed:{task_id if is_alias(task_id) else sha256(ascii(task_id).encode() + data).hexdigest()}",
         tags=_usable(process, tags),
         alias=task_id if is_alias(task_id) else None,
     )

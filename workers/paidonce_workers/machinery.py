@@ -8,6 +8,7 @@ before the worker starts; never changed afterwards.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,9 @@ class Machinery:
     Raises ``PaidonceError``: the worker cannot work with this store at all.
     """
 
+    hurry: threading.Event = field(default_factory=threading.Event)
+    """Set by a second signal: a drain hands back what still runs instead of waiting for it."""
+
     on_drain_expired: DrainExpiredHook | None = None
     """Called once with the keys of bodies that did not even end when interrupted: hand them back in the store."""
 
@@ -55,19 +59,27 @@ class Machinery:
 
     True: handed back in the store, the message is acknowledged. False: it belongs to
     nobody, the message is acknowledged with an error. Raising (the store is down)
-    puts the message back on its queue after ``requeue_seconds``.
+    offers it again, after ``requeue_seconds`` at first.
     """
 
     on_refused_submission: RefusedSubmissionHook | None = None
     """``(task id, body, what is wrong)`` of a ``paidonce.submit`` message that cannot be read; in the same thread.
 
-    Returning acknowledges the message, raising puts it back as above.
+    Returning acknowledges the message, raising offers it again as above.
     """
 
     requeue_seconds: float = 2.0
+    """How long the first pause before such a message is offered again is; it doubles each time."""
 
-    most_body_bytes: int = 2**28
-    """A message whose body is larger is refused before anybody parses it."""
+    requeue_tries: int = 6
+    """How often a message for a step is offered before it is dropped: the store has the step, and the sweeper sends it
+    again. A submission is offered for as long as it takes, once a minute in the end."""
+
+    is_step: Callable[[str], bool] | None = None
+    """Whether a step of that name is held here. ``None``: an app of other tasks, which Celery's own rules hold for."""
+
+    largest_submission_bytes: int = 150 * 1024 * 1024
+    """Of the body of a ``paidonce.submit`` message that is read at all."""
 
     turn_seconds: float = 5.0
     """How long a thread goes on with a run before the next step goes over the broker."""
@@ -77,17 +89,6 @@ class Machinery:
 
     give_away: Callable[[Kept], object] | None = None
     """Called with what a thread was to go on with and could not: others must get it."""
-
-    def body_too_large(self, message: Any) -> str | None:
-        """What is wrong with a message that nobody shall parse, in words; ``None`` where its size is fine."""
-        body = getattr(message, "body", None)
-        size = len(body) if isinstance(body, str | bytes | memoryview) else 0
-        if size <= self.most_body_bytes:
-            return None
-        return (
-            f"its body has {size:,} bytes, at most {self.most_body_bytes:,} are parsed; raise "
-            "PAIDONCE_MAX_PAYLOAD_BYTES, or store the input elsewhere and pass its address"
-        )
 
 
 def machinery_of(app: Any) -> Machinery:

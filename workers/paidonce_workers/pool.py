@@ -236,7 +236,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no typ
         self.machinery = machinery_of(self.app)
         self.drain: Drain | None = None
         self._jobs: set[Job] = set()
-        self._jobs_lock = threading.Lock()
+        self._jobs_lock = threading.RLock()  # a signal's handler may have interrupted its own thread's hold of it
         self._own = _OfThisThread()
 
     def on_apply(
@@ -355,7 +355,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no typ
             self._own.drains_next = True
             return
         with self._jobs_lock:
-            if self.drain is not None:  # a second signal, or Celery's own second call
+            if self.drain is not None:  # Celery's own second call; a second signal is seen by the drain (`hurry`)
                 return
             self.drain = Drain(machinery=self.machinery)
         self.executor.shutdown(wait=False, cancel_futures=True)

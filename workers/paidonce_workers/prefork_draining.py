@@ -21,12 +21,14 @@ from typing import Any
 
 from celery import signals
 
-from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process
+from paidonce_workers.draining import HURRIED_SECONDS, SECONDS_TO_CLOSE_CONNECTIONS, end_process
 from paidonce_workers.interrupt import Reason
 from paidonce_workers.machinery import machinery_of
 
 logger = logging.getLogger(__name__)
 
+HURRIED_CHILDREN_SECONDS = 2 * HURRIED_SECONDS
+"""For the bodies to end, and for the store."""
 HAND_BACK_SIGNAL = signal.SIGUSR2
 """Celery uses SIGUSR1 (soft time limit), SIGTERM and SIGQUIT in its children; this one is free there."""
 
@@ -63,10 +65,16 @@ def drain_children(app: Any, child_pids: Callable[[], Iterable[int]], exit_code:
                 continue
         return signalled
 
+    def pause(seconds: float, hurried_seconds: float) -> None:
+        """A second signal shortens it."""
+        began = time.monotonic()
+        if machinery.hurry.wait(seconds):
+            time.sleep(max(0.0, min(hurried_seconds, seconds - (time.monotonic() - began))))
+
     def run() -> None:
-        time.sleep(machinery.drain_seconds)
+        pause(machinery.drain_seconds, 0.0)
         signal_children(HAND_BACK_SIGNAL)
-        time.sleep(machinery.interrupt_seconds + machinery.hand_back_seconds)
+        pause(machinery.interrupt_seconds + machinery.hand_back_seconds, HURRIED_CHILDREN_SECONDS)
         # Busy children only: idle ones have ended by now.
         killed = signal_children(signal.SIGKILL)
         logger.error(
@@ -75,7 +83,7 @@ def drain_children(app: Any, child_pids: Callable[[], Iterable[int]], exit_code:
             killed,
             extra={"event": "children_left_behind"},
         )
-        time.sleep(SECONDS_TO_CLOSE_CONNECTIONS)
+        pause(SECONDS_TO_CLOSE_CONNECTIONS, HURRIED_SECONDS)
         end_process(exit_code())
 
     threading.Thread(target=run, name="paidonce-drain", daemon=True).start()

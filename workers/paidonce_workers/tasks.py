@@ -1,10 +1,13 @@
-"""The Celery tasks of a worker: one for each step, named after its function, and Paidonce's own two."""
+"""The Celery tasks of a worker: one for each step, named after its function, and Paidonce's own two.
+
+Their arguments have been checked by the time they are called (``incoming``).
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -41,38 +44,26 @@ def register_tasks(app: Celery, registry: Registry, current: Current) -> None:
     def submit(self: Any, /, *args: Any, **kwargs: Any) -> None:
         """Create a run for a producer that has only the broker."""
         with _kept_until_stored():
-            take_submission(current(), str(self.request.id), args, kwargs)
+            take_submission(current(), _submitted_as(self.request), args, kwargs)
 
     app.task(name=ADVANCE_TASK, typing=False)(advance)
     # Not acknowledged by a worker's `--time-limit` either: while the store is full it may take any time.
     app.task(name=SUBMIT_TASK, typing=False, bind=True, acks_on_timeout=False)(submit)
 
 
+def _submitted_as(request: Any) -> str:
+    """The id that the producer gave; the request's own may be one that can be shown in its place."""
+    given = getattr(request, "submitted_as", None)
+    return given if isinstance(given, str) else str(request.id)
+
+
 def _register_step(app: Celery, name: str, current: Current) -> None:
-    def execute(*args: Any, **kwargs: Any) -> None:
-        run, step = _address(name, args, kwargs)
-        if run is None or step is None:
-            return
+    def execute(run: str, step: int, agent: str = "") -> None:
         with _redelivered_when_stopping():
-            current().executor.execute(run, step, name, str(kwargs.get("agent", "")))
+            current().executor.execute(run, step, name, agent)
 
     execute.__doc__ = f"Execute the step {name}."
     app.task(name=name, typing=False)(execute)
-
-
-def _address(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, int | None]:
-    run, step = kwargs.get("run"), kwargs.get("step")
-    if isinstance(run, str) and isinstance(step, int):
-        return run, step
-    log.error(
-        "task %s was sent with arguments %r %r; a step's message carries run= and step=: "
-        "submit a run of an agent instead of sending its steps",
-        name,
-        args,
-        dict(kwargs),
-        extra={"event": "message_malformed"},
-    )
-    return None, None
 
 
 class _kept_until_stored:

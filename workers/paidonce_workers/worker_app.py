@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import signals
 
-from paidonce.celery_app import PaidonceCelery, build_celery_app
+from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
 from paidonce.module_loading import load_modules
 from paidonce.policies import policies_from_settings
 from paidonce.policies.checking import idle_targets, refuse_misfits
@@ -27,10 +27,6 @@ from paidonce_workers.tasks import register_tasks
 from paidonce_workers.worker_process import WorkerProcesses
 from paidonce_workers.worker_program import choose_pool
 
-BYTES_OF_AN_ESCAPE = 3
-"""JSON of Celery's escapes all but ASCII: two bytes of a value are six of a message at most."""
-SPARE_BODY_BYTES = 2**16
-"""For what a message says beside its input."""
 SPARE_CONNECTIONS = 16
 
 log = logging.getLogger(__name__)
@@ -49,7 +45,8 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     machinery = Machinery(
         drain_seconds=settings.drain_seconds,
         turn_seconds=settings.turn_seconds,
-        most_body_bytes=BYTES_OF_AN_ESCAPE * settings.max_payload_bytes + SPARE_BODY_BYTES,
+        is_step=lambda name: registry.step(name) is not None,
+        largest_submission_bytes=largest_submission_bytes(settings),
     )
     processes = WorkerProcesses(app=app, settings=settings, registry=registry, machinery=machinery)
     machinery.before_start = functools.partial(wait_for_store, settings)

@@ -36,6 +36,7 @@ from paidonce_workers.death_watch import DeathWatch
 from paidonce_workers.execution import ExecutionSettings, Executor
 from paidonce_workers.heartbeat import Heartbeat
 from paidonce_workers.held_leases import HeldLeases
+from paidonce_workers.incoming import UnusableMessage, checked_address
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
@@ -322,9 +323,11 @@ class WorkerProcess:
     def hand_on_step(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], message: Any) -> bool:
         """A message for code that this worker does not hold: no attempt is made, a worker that holds it gets it."""
         del name, args, message
-        run, step = kwargs.get("run"), kwargs.get("step")
-        if not isinstance(run, str) or not isinstance(step, int):
+        try:
+            address = checked_address(kwargs, with_step=True)
+        except UnusableMessage:
             return False
+        run, step = address["run"], address["step"]
         try:
             deferred = self.database.transact(
                 lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
@@ -333,8 +336,9 @@ class WorkerProcess:
             if error.is_about_data:
                 return False
             raise
-        if deferred is not None:
-            self.soon.pass_on(deferred.message, deferred.bounces)
+        if deferred is None:
+            return False
+        self.soon.pass_on(deferred.message, deferred.bounces)
         return True
 
     def hand_on_advance(self, run_id: str) -> None:

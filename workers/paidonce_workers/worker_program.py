@@ -23,12 +23,14 @@ from celery.concurrency import prefork, thread
 from celery.utils.text import str_to_list
 from click.core import ParameterSource
 
-from paidonce_models.errors import PaidonceError
+from paidonce.broker_check import check_connection
+from paidonce_models.errors import BrokerUnreachable, PaidonceError
 from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
 from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
 from paidonce_workers.pool import DEFAULT_THREADS, TaskPool
 from paidonce_workers.prefork_draining import drain_children, listen_in_children
+from paidonce_workers.stop_signals import StopSignals
 
 CELERYS_DEFAULT_POOL = "prefork"
 
@@ -73,6 +75,18 @@ def _wait_for_the_store(machinery: Machinery) -> None:
 class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no types
     """The program; ``app.Worker`` once ``choose_pool`` was called."""
 
+    def on_before_init(self, **options: Any) -> None:
+        """Celery's own hook, called first. A worker that has never reached its broker has a wrong address, most likely.
+
+        Later outages are waited out.
+        """
+        try:
+            check_connection(self.app)
+        except BrokerUnreachable as error:
+            print(f"paidonce: {error.message}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        super().on_before_init(**options)
+
     def setup_defaults(
         self, concurrency: object = None, pool: object = None, pool_cls: object = None, **options: Any
     ) -> None:
@@ -89,6 +103,11 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         if names:
             include = list(dict.fromkeys([*(full_queue_name(name) for name in names), SUBMIT_QUEUE]))
         super().setup_queues(include, exclude)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Celery's own hook; its signal handlers and then ours, which stop a worker of any pool in the same way."""
+        super().install_platform_tweaks(worker)
+        StopSignals(worker, machinery_of(self.app)).install()
 
     def start(self) -> None:
         """Run until stopped; with our pool, end the process if threads are left that nobody can end."""

@@ -104,9 +104,11 @@ _ATTEMPTS = text("SELECT * FROM attempts WHERE run_id = :run_id AND position = :
 
 def resolve_run(connection: Connection, namespace: str, name: str) -> str:
     """The id of the run with this id or alias. Raises ``NotFound``."""
-    row = connection.execute(_RESOLVE, {"namespace": namespace, "name": name}).first()
+    # No id holds what the store cannot even be asked for: a NUL, half a surrogate pair.
+    can_be_asked = "\x00" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+    row = connection.execute(_RESOLVE, {"namespace": namespace, "name": name}).first() if can_be_asked else None
     if row is None:
-        raise NotFound(f"there is no run {name!r} in namespace {namespace!r}; `paidonce runs` lists them")
+        raise NotFound(f"there is no run {name!r:.200} in namespace {namespace!r}; `paidonce runs` lists them")
     return str(row.id)
 
 

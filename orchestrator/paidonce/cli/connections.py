@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kombu.exceptions import OperationalError
-
+from paidonce.broker_check import check_connection
 from paidonce.celery_app import build_celery_app
 from paidonce.client import Client
-from paidonce.server_urls import without_password
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
-from paidonce_models.errors import BrokerUnreachable, ConfigurationError
+from paidonce_models.errors import ConfigurationError
 from paidonce_models.store.workers import LiveWorker, live_workers
 
 
@@ -45,18 +43,7 @@ def check_broker(settings: Settings) -> str:
 
     Raises ``BrokerUnreachable``.
     """
-    app = build_celery_app(settings)
-    shown = without_password(str(app.conf.broker_url))
-    with app.connection_for_write() as connection:
-        try:
-            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=10)
-            connection.default_channel.close()
-        except (OperationalError, *connection.connection_errors, *connection.channel_errors, OSError) as error:
-            raise BrokerUnreachable(
-                f"the broker at {shown} cannot be reached: {type(error).__name__}: {error}; check PAIDONCE_BROKER_URL "
-                "and that the server runs. Submitted runs are stored and go on when it is back"
-            ) from error
-    return shown
+    return check_connection(build_celery_app(settings))
 
 
 def check_tasks(settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Generated junk against real workers: ``python -m tests.fuzz --help``."""
