@@ -42,6 +42,9 @@ from paidonce_models.queues import SUBMIT_QUEUE
 log = logging.getLogger(__name__)
 
 LONGEST_QUEUE_NAME = 255
+JUNK_BATCH = 50
+JUNK_ROUNDS = 20
+"""How much junk is taken before the loop looks at anything else again."""
 LARGEST_ITEM_BYTES = 256 * 1024 * 1024
 """Of an item that is read at all, where the app does not say (``max_message_bytes`` of its transport options)."""
 
@@ -109,6 +112,10 @@ class QoS(redis.QoS):
             self._in_redis.discard(delivery_tag)
         else:
             virtual.QoS.reject(self, delivery_tag, requeue=requeue)
+
+    def held(self) -> int:
+        """How many messages are delivered and not settled."""
+        return len(self._delivered) - len(self._dirty)
 
     def restore_unacked(self, client: Any = None) -> None:
         """Put back everything not acknowledged, as a channel does when it closes."""
@@ -234,19 +241,46 @@ class Channel(redis.Channel):
                 raise Empty from None
             if not found:
                 raise Empty
-            key, item = found
-            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            key = bytes_to_str(found[0])
+            queue = key.rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            try:
-                envelope = read_item(item, limit_bytes=self.max_message_bytes)
-            except UnreadableEnvelope as error:
-                self._drop(f"an item on queue {queue}", f"queue {queue}", error)
-                return True
-            self.connection._deliver(delivered_from(envelope, exchange="", routing_key=queue), queue)
+            if not self._take(queue, found[1]):
+                self._take_more(queue, key)
             return True
         finally:
             self._in_poll: Any = None
             self._flush_brpop_reauth()
+
+    def _take(self, queue: str, item: bytes | str) -> bool:
+        """Deliver an item; False where it was dealt with at once, by us or by its consumer: junk, most likely."""
+        try:
+            envelope = read_item(item, limit_bytes=self.max_message_bytes)
+        except UnreadableEnvelope as error:
+            self._drop(f"an item on queue {queue}", f"queue {queue}", error)
+            return False
+        before = self.qos.held()
+        self.connection._deliver(delivered_from(envelope, exchange="", routing_key=queue), queue)
+        return bool(self.qos.held() > before)
+
+    def _take_more(self, queue: str, key: str) -> None:
+        """Behind junk lies more of it: take what the prefetch allows in one round trip, as long as some of it is junk.
+
+        One item a round trip kept a run waiting for seconds behind some thousand of them. Submissions exist nowhere
+        else before they are delivered, so they are taken one by one.
+        """
+        if queue == SUBMIT_QUEUE:
+            return
+        for _ in range(JUNK_ROUNDS):
+            if not self.qos.can_consume():
+                return
+            room = min(self.qos.can_consume_max_estimate() or JUNK_BATCH, JUNK_BATCH)
+            with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+                for _ in range(room):
+                    pipe.rpop(key)
+                items = [item for item in pipe.execute() if item is not None]
+            taken = [self._take(queue, item) for item in items]
+            if all(taken) or len(items) < room:
+                return
 
     def _receive_one(self, subscriber: Any) -> bool | None:
         """As kombu's: a broadcast, for remote control or replies. What is none is dropped."""
