@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
 
-from paidonce_models.errors import ConfigurationError, StoreError
+from paidonce_models.errors import ConfigurationError, StatementRefused
 from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
 
@@ -158,7 +158,7 @@ class Database:
         except Exception as error:
             if not is_fault(error):
                 raise
-            raise self._translated(error) from error
+            self._raise_translated(error)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -246,7 +246,7 @@ class Database:
                 if may_try and _is_transient(error):
                     time.sleep(random.uniform(0, 0.01 * 2**tries))
                     continue
-                raise self._translated(error) from error
+                self._raise_translated(error)
 
     def _inject_clock(self, connection: Connection) -> None:
         if self._clock_us is None or self.is_sqlite:
@@ -256,10 +256,12 @@ class Database:
             text("SELECT set_config('paidonce.clock_offset_us', :offset, true)"), {"offset": str(offset)}
         )
 
-    def _translated(self, error: Exception) -> StoreError:
+    def _raise_translated(self, error: Exception) -> NoReturn:
         if not self.is_sqlite and is_of_this_session(error):
             self.engine.dispose()  # connections that are in use are closed when they come back
-        return error_for(error, self.url.render_as_string(hide_password=True))
+        told = error_for(error, self.url.render_as_string(hide_password=True))
+        # PostgreSQL tells what was in a row that it refuses; a traceback of that would put it into logs.
+        raise told from None if isinstance(told, StatementRefused) else error
 
     def detached_connection(self) -> Any:
         """A connection of the driver's own that the pool knows nothing of; whoever takes it closes it."""

@@ -13,6 +13,7 @@ import pytest
 from paidonce import RunBlocked, RunFailed
 from tests.acceptance.agents import mistakes
 from tests.acceptance.site import RUN_SECONDS, Site
+from tests.services.waiting import wait_until
 
 SOURCE = Path(mistakes.__file__).read_text().splitlines()
 
@@ -128,12 +129,11 @@ def test_an_async_shared_task_of_a_teams_own_module_is_refused(site: Site) -> No
     [
         ("import no_such_thing\n", {}, "no_such_thing"),
         ("def broken(:\n", {}, "faulty.py:1"),
-        ("", {"database_url": "postgresql://postgres@127.0.0.1:1/x"}, "PAIDONCE_DATABASE_URL"),
         ("", {"database_url": "mysql://x"}, "PAIDONCE_DATABASE_URL"),
         ("", {"broker_url": "gopher://x"}, "PAIDONCE_BROKER_URL"),
         ("", {"lease_seconds": "1", "heartbeat_seconds": "3"}, "PAIDONCE_LEASE_SECONDS"),
     ],
-    ids=["import", "syntax", "store away", "store kind", "broker kind", "settings"],
+    ids=["import", "syntax", "store kind", "broker kind", "settings"],
 )
 def test_celerys_own_command_ends_with_one_clear_line(
     site: Site, text: str, settings: dict[str, str], said: str
@@ -143,3 +143,13 @@ def test_celerys_own_command_ends_with_one_clear_line(
     assert code != 0
     lines = [line for line in told.splitlines() if line.strip()]
     assert len(lines) == 1 and said in lines[0], told
+
+
+def test_celerys_own_command_waits_for_a_store_that_is_away_and_says_so_once(site: Site) -> None:
+    """It may be restarting: whoever supervises the worker would only start it again."""
+    (site.folder / "faulty.py").write_text("")
+    worker = site.worker("faulty", wait=False, database_url="postgresql://postgres@127.0.0.1:1/x")
+    wait_until(lambda: "PAIDONCE_DATABASE_URL" in worker.log, "it says that it waits", 120)
+    assert worker.process.poll() is None
+    assert worker.log.count("\n") == 1 and "the start of this worker waits" in worker.log, worker.log
+    worker.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -61,11 +62,12 @@ def test_a_worker_lives_through_restarts_of_its_store_in_its_first_seconds(
         (lambda url: f"{url}_nowhere", "does not exist"),
         (lambda url: url.replace("postgres@", "nobody_at_all@"), "does not exist"),
         (lambda url: url, "run `paidonce db upgrade`"),
+        (lambda _: "sqlite:////no/such/folder/store.db", "unable to open database file"),
     ],
-    ids=["no such database", "no such role", "no schema"],
+    ids=["no such database", "no such role", "no schema", "no such folder"],
 )
 def test_a_store_that_no_waiting_makes_right_ends_a_worker_with_one_line(
-    change: Callable[[str], str], said: str, private_postgres: PostgresCluster, redis_url: str, make_stage: MakeStage
+    change: Callable[[str], str], said: str, private_postgres: PostgresCluster, redis_url: str, tmp_path: Path
 ) -> None:
     with_schema = private_postgres.url("template1") if said.startswith("run") else private_postgres.url()
     done = subprocess.run(
@@ -75,12 +77,13 @@ def test_a_store_that_no_waiting_makes_right_ends_a_worker_with_one_line(
             "PYTHONPATH": ".",
             "PYTHONWARNINGS": "ignore",
             "PAIDONCE_AGENTS": "paidonce.drill.agents",
+            "PAIDONCE_HOME": str(tmp_path),
             "PAIDONCE_DATABASE_URL": change(with_schema),
             "PAIDONCE_BROKER_URL": redis_url,
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 3, done

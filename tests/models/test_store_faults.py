@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,14 @@ def test_a_text_that_no_column_takes_is_refused(database: Database) -> None:
     if not database.is_sqlite:
         with pytest.raises(StatementRefused):
             insert(f"{SECRET} \x00")
+
+
+def test_a_row_that_is_refused_shows_in_no_traceback(database: Database) -> None:
+    database.transact(lambda connection: connection.execute(text("CREATE TABLE t (a TEXT, b TEXT CHECK (b <> 'no'))")))
+    insert = text("INSERT INTO t VALUES (:a, 'no')")
+    with pytest.raises(StatementRefused) as refused:
+        database.transact(lambda connection: connection.execute(insert, {"a": SECRET}))
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_cancelled_or_slow_statement_and_a_read_only_server_are_waited_for(postgres_database: str) -> None:

@@ -6,13 +6,16 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from paidonce import StepFailed, agent, record_usage, step
+from paidonce_models.database import Database
 from paidonce_models.errors import StatementRefused, StoreDenied, StoreUnavailable, StoreUnreachable
+from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
 from paidonce_workers.patience import Patience, WorkerStopping
 from tests.workers.stand import LEASE_SECONDS, Stand, StandWorker
@@ -272,3 +275,33 @@ def test_a_row_that_the_store_refuses_does_not_keep_the_sweeper_from_the_others(
     stand.pass_time(LEASE_SECONDS + 1)
     stand.sweeper().sweep()
     assert [stand.attempts(run_id)[0].outcome for run_id in run_ids] == [None, "lost", "lost"]
+
+
+def test_nothing_is_taken_back_after_a_lock_that_kept_heartbeats_waiting_too(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a backup tool holds it on SQLite: leases have run out by its end, and all of their owners are alive."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    database, other = Database(url), Database(url)
+    ensure_schema(database)
+    monkeypatch.setattr("paidonce_workers.sweeper.GAP_SECONDS", 0.2)
+    sweeper = stand.sweeper(database=database)
+    sweeper.sweep()
+    held = threading.Event()
+
+    def hold() -> None:
+        with other.write():
+            held.set()
+            threading.Event().wait(0.6)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    taken_back: list[int] = []
+    monkeypatch.setattr(sweeper, "_take_back", lambda shard: taken_back.append(shard) or [])
+    sweeper._last_sweep = None  # the gap before it is none
+    sweeper.sweep()
+    holder.join()
+    assert taken_back == []
+    database.close()
+    other.close()

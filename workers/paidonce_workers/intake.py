@@ -138,6 +138,15 @@ def _refuse(process: WorkerProcess, task_id: str, agent: Any, given: Any, tags: 
         return _record_failure(process, task_id, agent, given, tags, error)
     except StoreUnreachable:
         raise
+    except StatementRefused as failure:
+        if not failure.is_about_data:
+            raise
+        log.error(  # without its traceback, which may show what was sent
+            "submission %s is refused in plain words: %s",
+            task_id,
+            failure.message,
+            extra={"event": "submission_failed"},
+        )
     except Exception:
         log.exception("submission %s is refused in plain words", task_id, extra={"event": "submission_failed"})
     kept = {"unreadable": ascii(given)[:LONGEST_KEPT_BODY]}

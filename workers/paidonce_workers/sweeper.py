@@ -177,7 +177,12 @@ class Sweeper:
         messages: list[Message] = []
         leads_first = False
         for shard in range(self._shards):
-            if self._database.transact(lambda connection, shard=shard: self._lead(connection, shard)):  # type: ignore[misc]
+            asked = time.time()
+            leads = self._database.transact(lambda connection, shard=shard: self._lead(connection, shard))  # type: ignore[misc]
+            if time.time() - asked > GAP_SECONDS:
+                # Whoever held its lock kept heartbeats waiting as well, and it is chance who comes first now.
+                self._be_careful(f"the store took {time.time() - asked:.0f} s to answer")
+            if leads:
                 messages += self._sweep_shard(shard)
                 leads_first = leads_first or shard == 0
         self._last_sweep = time.time()

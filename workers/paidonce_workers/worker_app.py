@@ -6,6 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from celery import signals
@@ -71,7 +72,8 @@ def _check_store(settings: Settings) -> None:
     except StoreDenied:
         raise
     except StoreUnreachable:
-        return
+        if database.is_sqlite and not Path(str(database.url.database)).absolute().parent.is_dir():
+            raise  # a mistake in the address
     finally:
         database.close()
 
