@@ -28,7 +28,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from paidonce_models.driver_errors import keep_values_out
 from paidonce_models.errors import ConfigurationError, StoreUnreachable
+from paidonce_models.log_texts import loggable
+from paidonce_models.masking import mask
+from paidonce_models.private_files import create_private_file, tighten
 from paidonce_models.write_queue import WriteQueue
 
 T = TypeVar("T")
@@ -37,6 +41,9 @@ _TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 _GONE_SQLSTATES = frozenset({"57P01", "57P02", "57P03", "25P03", "53300"})
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "glusterfs"})
 _MAX_TRIES = 8
+UPGRADE_LOCK = ".upgrade-lock"
+FILES_BESIDE = ("-wal", "-shm", "-journal", UPGRADE_LOCK)
+"""How the names of the files end that lie beside a SQLite store."""
 _PLAN_FOR_MANY_ROWS = text(
     "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
     "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
@@ -66,7 +73,7 @@ class Database:
             parsed = make_url(url)
         except sqlalchemy.exc.ArgumentError as error:
             raise ConfigurationError(
-                f"PAIDONCE_DATABASE_URL is no database address: {error}; "
+                f"PAIDONCE_DATABASE_URL is no database address: {loggable(str(error))}; "
                 "expected sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
             ) from error
         if parsed.drivername in {"postgres", "postgresql"}:
@@ -87,7 +94,12 @@ class Database:
             self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def __repr__(self) -> str:
-        return f"Database({self.url.render_as_string(hide_password=True)})"
+        return f"Database({self.shown_url})"
+
+    @property
+    def shown_url(self) -> str:
+        """The address for people: no credential, wherever in it one stands."""
+        return mask(self.url.render_as_string(hide_password=True))
 
     # -- engines ---------------------------------------------------------------
 
@@ -102,8 +114,21 @@ class Database:
             options["poolclass"] = sqlalchemy.pool.StaticPool
         else:
             options.update(pool_size=pool_size, max_overflow=pool_size, pool_timeout=60)
-        engine = sqlalchemy.create_engine(self.url, **options)
+        engine = sqlalchemy.create_engine(self.url, hide_parameters=True, **options)
+        keep_values_out(engine)
         clock = self._clock_us or system_clock_us
+
+        if not memory:
+            path = str(self.url.database)
+
+            @event.listens_for(engine, "do_connect")
+            def _keep_private(*_: object) -> None:
+                # Before SQLite does: it would give a new file what the umask leaves, and -wal and -shm the same.
+                try:
+                    create_private_file(path)
+                except OSError:
+                    pass  # SQLite says better what is wrong with the path
+                tighten(path, *(f"{path}{ending}" for ending in FILES_BESIDE))
 
         @event.listens_for(engine, "connect")
         def _prepare(connection, _record) -> None:  # type: ignore[no-untyped-def]  # driver's object
@@ -123,8 +148,9 @@ class Database:
         return engine
 
     def _postgresql_engine(self, pool_size: int) -> Engine:
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             self.url,
+            hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=60,
@@ -142,6 +168,8 @@ class Database:
                 "prepare_threshold": 3,
             },
         )
+        keep_values_out(engine)
+        return engine
 
     # -- transactions ----------------------------------------------------------
 
@@ -243,7 +271,7 @@ class Database:
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, PoolTimeout) or (isinstance(error, DBAPIError) and is_disconnection(error)):
-            shown = self.url.render_as_string(hide_password=True)
+            shown = self.shown_url
             cause = str(getattr(error, "orig", error)).strip().splitlines()
             return StoreUnreachable(
                 f"the store at {shown} cannot be reached: {cause[0] if cause else error}; "

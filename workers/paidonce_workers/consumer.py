@@ -27,6 +27,7 @@ from celery.worker import loops
 from celery.worker.consumer import consumer as celery_consumer
 
 from paidonce.publishing import SUBMIT_TASK
+from paidonce_models.log_texts import cause_of, failure_of, loggable, shown_headers, shown_type
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.machinery import machinery_of
 
@@ -61,15 +62,13 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         except self.connection_errors:
             raise
         except MALFORMED as error:
-            # With its traceback: this also catches a bug in whatever else runs on the loop.
+            # With its places: this also catches a bug in whatever else runs on the loop.
             logger.error(
-                "a message on one of the queues %s has no readable envelope (%s: %s) and was dropped; "
+                "a message on one of the queues %s has no readable envelope (%s) and was dropped; "
                 "send messages with a Celery client",
                 ", ".join(sorted(self.app.amqp.queues.consume_from)),
-                type(error).__name__,
-                error,
+                failure_of(error),
                 extra={"event": "message_malformed"},
-                exc_info=error,
             )
             raise self.connection_errors[0]("reconnecting after an unreadable message") from error
 
@@ -83,11 +82,11 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             except MALFORMED as error:
                 # First: kombu's Redis transport counts KeyError among its connection errors,
                 # and a message without an id would reconnect it for ever.
-                return self._discard(message, f"{type(error).__name__}: {error}")
+                return self._discard(message, cause_of(error))
             except (*self.connection_errors, *self.channel_errors):
                 raise
             except Exception as error:  # noqa: BLE001 - discarded with an error that says what it was
-                return self._discard(message, f"{type(error).__name__}: {error}")
+                return self._discard(message, cause_of(error))
 
         return on_task_received
 
@@ -99,18 +98,18 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """A task of ours is named, but the rest does not fit Celery's protocol."""
-        self._discard(message, f"{type(exc).__name__}: {exc}")
+        self._discard(message, cause_of(exc))
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """The body cannot be decoded, or is of a content type that is not accepted."""
-        self._discard(message, f"its body cannot be decoded ({type(exc).__name__}: {exc})")
+        self._discard(message, f"its body cannot be decoded ({cause_of(exc)})")
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """A task that is not registered here: a step of code that this worker does not hold."""
         try:
             name, args, kwargs = _task_of(message)
         except Exception as error:  # noqa: BLE001 - decoding raises what the serializer likes
-            self._discard(message, f"{type(error).__name__}: {error}")
+            self._discard(message, cause_of(error))
             return
         try:
             self._hand_back_thread.submit(self._offer, name, args, kwargs, message)
@@ -125,10 +124,9 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
                 hook(task_id, message.body, found)
         except Exception as error:  # noqa: BLE001 - whatever it was, the producer must hear of it
             logger.warning(
-                "the refusal of submission %s could not be stored (%s: %s); its message returns to queue %s in %.1f s",
-                task_id,
-                type(error).__name__,
-                error,
+                "the refusal of submission %s could not be stored (%s); its message returns to queue %s in %.1f s",
+                loggable(task_id),
+                failure_of(error),
                 _queue_of(message),
                 self._machinery.requeue_seconds,
                 extra={"event": "refusal_requeued"},
@@ -146,11 +144,10 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             handed_back = hook(name, args, kwargs, message)
         except Exception as error:  # noqa: BLE001 - whatever it was, the message must not be lost
             logger.warning(
-                "this worker does not hold %s and could not hand it back (%s: %s); its message returns to queue %s "
+                "this worker does not hold %s and could not hand it back (%s); its message returns to queue %s "
                 "in %.1f s",
-                name,
-                type(error).__name__,
-                error,
+                loggable(name),
+                cause_of(error),
                 _queue_of(message),
                 self._machinery.requeue_seconds,
                 extra={"event": "unknown_step_requeued", "step": name},
@@ -160,12 +157,14 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         if handed_back:
             logger.info(
                 "this worker does not hold %s; handed back",
-                name,
+                loggable(name),
                 extra={"event": "unknown_step_handed_back", "step": name},
             )
             self.call_soon(self._acknowledge, message)
         else:
-            self.call_soon(self._discard, message, f"task {name} is not registered here, and no step waits for it")
+            self.call_soon(
+                self._discard, message, f"task {loggable(name)} is not registered here, and no step waits for it"
+            )
 
     def _requeue_later(self, message: Any) -> None:
         """From any thread: back to its queue after a pause, in the consumer's thread."""
@@ -197,10 +196,10 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         logger.error(
             "a message on queue %s cannot be used and was dropped: %s [content type %s, %s bytes, headers: %s]",
             _queue_of(message),
-            found,
-            getattr(message, "content_type", None),
+            loggable(found),
+            shown_type(getattr(message, "content_type", None)),
             len(body) if isinstance(body, (str, bytes)) else "?",
-            ", ".join(sorted(map(str, headers))) if isinstance(headers, Mapping) else headers,
+            shown_headers(headers) if isinstance(headers, Mapping) else type(headers).__name__,
             extra={"event": "message_malformed"},
         )
         self._acknowledge(message)
@@ -218,7 +217,7 @@ def _id_of_submission(message: Any) -> str | None:
 def _queue_of(message: Any) -> str:
     """The queue's name; every queue of ours is bound by its own name."""
     delivery = getattr(message, "delivery_info", None) or {}
-    return str(delivery.get("routing_key") or delivery.get("exchange") or "unknown")
+    return loggable(str(delivery.get("routing_key") or delivery.get("exchange") or "unknown"))
 
 
 def _task_of(message: Any) -> tuple[str, Sequence[Any], Mapping[str, Any]]:

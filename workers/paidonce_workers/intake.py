@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paidonce.submission import MAX_ALIAS_CHARACTERS, checked_tags, is_alias, is_name, new_run
+from paidonce.user_errors import error_of
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError
 from paidonce_models.payloads import split
@@ -112,7 +113,7 @@ def _record_failure(
         tags=_usable(tags),
         alias=task_id if is_alias(task_id) else None,
     )
-    return process.database.transact(lambda connection: submit_failed_run(connection, new, error.to_json()))
+    return process.database.transact(lambda connection: submit_failed_run(connection, new, error_of(error)))
 
 
 def _usable(tags: Any) -> Mapping[str, str]:

@@ -12,8 +12,10 @@ from celery.exceptions import Reject
 from paidonce.advance import Advanced
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
 from paidonce.registry import Registry
+from paidonce_workers.hidden_arguments import QUIET_REQUEST
 from paidonce_workers.intake import take_submission
 from paidonce_workers.patience import WorkerStopping
+from paidonce_workers.task_failures import failing_without_data
 from paidonce_workers.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ def register_tasks(app: Celery, registry: Registry, current: Current) -> None:
     def advance(run: str, agent: str = "") -> None:
         """Feed a run the events it has not seen."""
         process = current()
-        with _redelivered_when_stopping():
+        with _redelivered_when_stopping(), failing_without_data():
             result = process.executor.advance(run)
         if result.outcome is Advanced.NOT_HELD:
             process.hand_on_advance(run)
@@ -37,11 +39,11 @@ def register_tasks(app: Celery, registry: Registry, current: Current) -> None:
     def submit(self: Any, *args: Any, **kwargs: Any) -> None:
         """Create a run for a producer that has only the broker."""
         process = current()
-        with _redelivered_when_stopping():
+        with _redelivered_when_stopping(), failing_without_data():
             take_submission(process, str(self.request.id), args, kwargs)
 
-    app.task(name=ADVANCE_TASK, typing=False)(advance)
-    app.task(name=SUBMIT_TASK, typing=False, bind=True)(submit)
+    app.task(name=ADVANCE_TASK, typing=False, Request=QUIET_REQUEST)(advance)
+    app.task(name=SUBMIT_TASK, typing=False, bind=True, Request=QUIET_REQUEST)(submit)
 
 
 def _register_step(app: Celery, name: str, current: Current) -> None:
@@ -49,11 +51,11 @@ def _register_step(app: Celery, name: str, current: Current) -> None:
         run, step = _address(name, args, kwargs)
         if run is None or step is None:
             return
-        with _redelivered_when_stopping():
+        with _redelivered_when_stopping(), failing_without_data():
             current().executor.execute(run, step, name, str(kwargs.get("agent", "")))
 
     execute.__doc__ = f"Execute the step {name}."
-    app.task(name=name, typing=False)(execute)
+    app.task(name=name, typing=False, Request=QUIET_REQUEST)(execute)
 
 
 def _address(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, int | None]:
@@ -61,11 +63,11 @@ def _address(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
     if isinstance(run, str) and isinstance(step, int):
         return run, step
     log.error(
-        "task %s was sent with arguments %r %r; a step's message carries run= and step=: "
-        "submit a run of an agent instead of sending its steps",
+        "task %s was sent with %d argument(s) by place and %d by name, none of them read; a step's message carries "
+        "run= and step=: submit a run of an agent instead of sending its steps",
         name,
-        args,
-        dict(kwargs),
+        len(args),
+        len(kwargs),
         extra={"event": "message_malformed"},
     )
     return None, None

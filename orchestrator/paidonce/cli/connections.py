@@ -9,10 +9,12 @@ from sqlalchemy.exc import DBAPIError
 
 from paidonce.celery_app import build_celery_app
 from paidonce.client import Client
-from paidonce.server_urls import without_password
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import BrokerUnreachable, ConfigurationError, StoreUnreachable
+from paidonce_models.log_texts import cause_of, loggable
+from paidonce_models.masking import mask
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.store.workers import LiveWorker, live_workers
 
 
@@ -35,9 +37,9 @@ def open_database(settings: Settings) -> Database:
 
 def unusable_store(settings: Settings, error: DBAPIError) -> StoreUnreachable:
     """A store that answers, but not as a store: another program's file, a damaged one."""
-    shown = Database(settings.database_url).url.render_as_string(hide_password=True)
+    shown = Database(settings.database_url).shown_url
     return StoreUnreachable(
-        f"the store {shown} cannot be used: {str(error.orig).strip()}; check PAIDONCE_DATABASE_URL, "
+        f"the store {shown} cannot be used: {loggable(str(error.orig).strip())}; check PAIDONCE_DATABASE_URL, "
         "or restore the store from a backup; nothing was changed"
     )
 
@@ -45,7 +47,7 @@ def unusable_store(settings: Settings, error: DBAPIError) -> StoreUnreachable:
 def make_home(settings: Settings) -> None:
     """Create PAIDONCE_HOME, where the embedded store and broker live."""
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.home, is_ours=True)
     except OSError as error:
         raise ConfigurationError(
             f"PAIDONCE_HOME is {settings.home}, which cannot be created: {error.strerror}; "
@@ -59,14 +61,14 @@ def check_broker(settings: Settings) -> str:
     Raises ``BrokerUnreachable``.
     """
     app = build_celery_app(settings)
-    shown = without_password(str(app.conf.broker_url))
+    shown = mask(str(app.conf.broker_url))
     with app.connection_for_write() as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=10)
             connection.default_channel.close()
         except (OperationalError, *connection.connection_errors, *connection.channel_errors, OSError) as error:
             raise BrokerUnreachable(
-                f"the broker at {shown} cannot be reached: {type(error).__name__}: {error}; check PAIDONCE_BROKER_URL "
+                f"the broker at {shown} cannot be reached: {cause_of(error)}; check PAIDONCE_BROKER_URL "
                 "and that the server runs. Submitted runs are stored and go on when it is back"
             ) from error
     return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from paidonce.cli.connections import open_client
-from paidonce.cli.output import json_option, print_json, say
+from paidonce.cli.output import json_option, print_json, say, tell
 from paidonce.module_loading import load_modules
 from paidonce.settings import load_settings
 from paidonce_models.encoding import decode_json
@@ -52,7 +52,7 @@ def resolve(
         print_json({"run_id": handle.id, "step": step, "resolved": outcome})
     else:
         says = {"succeeded": "succeeded", "failed": "failed", "retry": "is tried again"}[outcome]
-        click.echo(f"Step {step} of run {handle.id} {says}; the run goes on.")
+        tell(f"Step {step} of run {handle.id} {says}; the run goes on.")
 
 
 def _result(text: str) -> object:

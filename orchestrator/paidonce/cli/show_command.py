@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 
 import click
-from rich.table import Table
 
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
-from paidonce.cli.output import json_option, output_console, print_json
+from paidonce.cli.output import SafeTable, json_option, output_console, print_json, tell, tell_lines
 from paidonce.client import Client
 from paidonce_models.errors import NotFound
 from paidonce_models.store.bills import Bill, read_bill
@@ -83,7 +82,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
         }
     )
     if steps:
-        table = Table(
+        table = SafeTable(
             "step", "name", "kind", "state", "attempts", "worker", "finished", "error", box=None, pad_edge=False
         )
         for step in steps:
@@ -102,7 +101,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
         output_console().print(table)
         for step in steps:
             if step.waits_for is not None:
-                click.echo(f"step {step.step} is {step.state}: {step.waits_for}")
+                tell(f"step {step.step} is {step.state}: {step.waits_for}")
     click.echo(f"\n{bill_text(bill)}")
 
 
@@ -122,7 +121,8 @@ def _print_step(
         }
     )
     for attempt in attempts:
-        click.echo(f"\nattempt {attempt.number}: {attempt.outcome or 'under way'}")
+        tell()
+        tell(f"attempt {attempt.number}: {attempt.outcome or 'under way'}")
         _print_pairs(
             {
                 "  worker": attempt.worker,
@@ -132,7 +132,7 @@ def _print_step(
             }
         )
         if attempt.traceback:
-            click.echo("".join(f"    {line}" for line in attempt.traceback.splitlines(keepends=True)))
+            tell_lines("".join(f"    {line}\n" for line in attempt.traceback.rstrip("\n").split("\n")))
 
 
 def _print_pairs(pairs: Mapping[str, str | None]) -> None:
@@ -140,7 +140,7 @@ def _print_pairs(pairs: Mapping[str, str | None]) -> None:
     width = max(len(name) for name in pairs)
     for name, value in pairs.items():
         if value:
-            click.echo(f"{name:<{width}}  {value}")
+            tell(f"{name:<{width}}  {value}")
 
 
 def _shown(data: bytes | None) -> str | None:
