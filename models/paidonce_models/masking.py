@@ -25,7 +25,7 @@ _ALWAYS_SECRET = frozenset(
         *("accesskey", "accountkey", "apikey", "apisecret", "appsecret", "authkey", "authorization", "authtoken"),
         *("clientsecret", "connectionstring", "consumersecret", "cookie", "credential", "credentials", "encryptionkey"),
         *("masterkey", "passphrase", "passwd", "password", "pgpassword", "privatekey", "proxyauthorization", "pwd"),
-        *("secret", "secretaccesskey", "secretkey", "sessionid", "setcookie", "sharedaccesskey", "signingkey"),
+        *("secret", "secretaccesskey", "secretkey", "setcookie", "sharedaccesskey", "signingkey"),
         *("subscriptionkey", "token", "xamzsecuritytoken", "xapikey", "xauthtoken", "xgoogapikey", "webhooksecret"),
     }
 )
