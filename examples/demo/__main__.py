@@ -25,6 +25,7 @@ from paidonce import Client
 from paidonce.embedded import stop_embedded
 from paidonce.settings import load_settings
 from paidonce_models.errors import PaidonceError
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.states import RunState
 
 QUESTION = (
@@ -39,7 +40,7 @@ def main() -> int:
     plan = _plan()
     console = Console(highlight=False)
     home = Path(".paidonce", "demo", datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}").absolute()
-    home.mkdir(parents=True)
+    make_private_folder(home)
     os.environ["PAIDONCE_HOME"] = str(home)
     try:
         with Stage(home) as stage:

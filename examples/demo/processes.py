@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from paidonce_models.private_files import private_opener
+
 START_SECONDS = 20
 STOP_SECONDS = 5
 LINES_OF_LOG = 20
@@ -31,7 +33,7 @@ class Child:
         """Start the process; its errors, and what it prints after its first line, go to `log`."""
         self.name = name
         self.log = log
-        with log.open("ab") as errors:
+        with open(log, "ab", opener=private_opener) as errors:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

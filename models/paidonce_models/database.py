@@ -26,7 +26,11 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
 
+from paidonce_models.driver_errors import keep_values_out
 from paidonce_models.errors import ConfigurationError, StatementRefused
+from paidonce_models.log_texts import loggable
+from paidonce_models.masking import mask
+from paidonce_models.private_files import create_private_file, tighten
 from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
 
@@ -36,6 +40,9 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse
 _MAX_TRIES = 8
 _MAX_TRYING_SECONDS = 30.0
 """A busy file or a lock is waited for by the driver itself; whoever has more patience than this says so in a log."""
+UPGRADE_LOCK = ".upgrade-lock"
+FILES_BESIDE = ("-wal", "-shm", "-journal", UPGRADE_LOCK)
+"""How the names of the files end that lie beside a SQLite store."""
 _PLAN_FOR_MANY_ROWS = text(
     "SELECT set_config('enable_seqscan', 'on', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
     "set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true), "
@@ -65,7 +72,7 @@ class Database:
             parsed = make_url(url)
         except sqlalchemy.exc.ArgumentError as error:
             raise ConfigurationError(
-                f"PAIDONCE_DATABASE_URL is no database address: {error}; "
+                f"PAIDONCE_DATABASE_URL is no database address: {loggable(str(error))}; "
                 "expected sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
             ) from error
         if parsed.drivername in {"postgres", "postgresql"}:
@@ -92,7 +99,12 @@ class Database:
         return Path(path) if self.is_sqlite and path not in (None, "", ":memory:") else None
 
     def __repr__(self) -> str:
-        return f"Database({self.url.render_as_string(hide_password=True)})"
+        return f"Database({self.shown_url})"
+
+    @property
+    def shown_url(self) -> str:
+        """The address for people: no credential, wherever in it one stands."""
+        return mask(self.url.render_as_string(hide_password=True))
 
     # -- engines ---------------------------------------------------------------
 
@@ -107,8 +119,21 @@ class Database:
             options["poolclass"] = sqlalchemy.pool.StaticPool
         else:
             options.update(pool_size=pool_size, max_overflow=pool_size, pool_timeout=60)
-        engine = sqlalchemy.create_engine(self.url, **options)
+        engine = sqlalchemy.create_engine(self.url, hide_parameters=True, **options)
+        keep_values_out(engine)
         clock = self._clock_us or system_clock_us
+
+        if not memory:
+            path = str(self.url.database)
+
+            @event.listens_for(engine, "do_connect")
+            def _keep_private(*_: object) -> None:
+                # Before SQLite does: it would give a new file what the umask leaves, and -wal and -shm the same.
+                try:
+                    create_private_file(path)
+                except OSError:
+                    pass  # SQLite says better what is wrong with the path
+                tighten(path, *(f"{path}{ending}" for ending in FILES_BESIDE))
 
         @event.listens_for(engine, "connect")
         def _prepare(connection, _record) -> None:  # type: ignore[no-untyped-def]  # driver's object
@@ -128,8 +153,9 @@ class Database:
         return engine
 
     def _postgresql_engine(self, pool_size: int) -> Engine:
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             self.url,
+            hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=60,
@@ -147,6 +173,8 @@ class Database:
                 "prepare_threshold": 3,
             },
         )
+        keep_values_out(engine)
+        return engine
 
     # -- transactions ----------------------------------------------------------
 
@@ -259,7 +287,7 @@ class Database:
     def _raise_translated(self, error: Exception) -> NoReturn:
         if not self.is_sqlite and is_of_this_session(error):
             self.engine.dispose()  # connections that are in use are closed when they come back
-        told = error_for(error, self.url.render_as_string(hide_password=True))
+        told = error_for(error, self.shown_url)
         # PostgreSQL tells what was in a row that it refuses; a traceback of that would put it into logs.
         raise told from None if isinstance(told, StatementRefused) else error
 

@@ -13,8 +13,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from paidonce_models.database import Database
+from paidonce_models.database import UPGRADE_LOCK, Database
 from paidonce_models.errors import SchemaMismatch
+from paidonce_models.private_files import make_private_folder, private_opener
 
 _ADVISORY_LOCK = 0x9A1D0CE
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -69,7 +70,7 @@ def ensure_schema(database: Database) -> None:
         upgrade(database)
         return
     raise SchemaMismatch(
-        f"the store {database.url.render_as_string(hide_password=True)} is at schema "
+        f"the store {database.shown_url} is at schema "
         f"{current or '(empty)'}, this version of Paidonce works with {head}; "
         "run `paidonce db upgrade` (or install the version of Paidonce that matches); nothing was changed",
         expected=head,
@@ -83,7 +84,7 @@ def _one_at_a_time(database: Database) -> Iterator[None]:
     if not database.is_sqlite or path in (None, "", ":memory:"):
         yield
         return
-    Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.upgrade-lock", "w", encoding="ascii") as lock:
+    make_private_folder(Path(str(path)).parent)
+    with open(f"{path}{UPGRADE_LOCK}", "w", encoding="ascii", opener=private_opener) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

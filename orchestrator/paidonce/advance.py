@@ -26,6 +26,7 @@ from paidonce.replay.comparison import compare_with_history
 from paidonce.replay.machine import Machine
 from paidonce.replay.progress import progress_of
 from paidonce.taking_on import TakeOn, claim_taken
+from paidonce.user_errors import error_of
 from paidonce_models.database import Database
 from paidonce_models.errors import PaidonceError, ReplayError, StatementRefused, StoreUnreachable, TooManyRuns
 from paidonce_models.payload_memory import PayloadMemory
@@ -319,9 +320,11 @@ class Advancer:
     def _block(self, entry: CacheEntry, head: RunHead, error: PaidonceError, signature: str) -> None:
         entry.drop()
         log.error(
-            "run %s is blocked: %s",
+            "run %s is blocked (%s) at step %s; `paidonce show %s` says why",
             head.id,
-            error.message,
+            error.code,
+            error.details.get("step", "-"),
+            head.id,
             extra={"event": "run_blocked", "run_id": head.id, "reason": error.code},
         )
         self._database.transact(
@@ -330,7 +333,7 @@ class Advancer:
                 run_id=head.id,
                 from_seq=head.consumed_seq,
                 reason=error.code,
-                error=error.to_json(),
+                error=error_of(error),
                 signature=signature_when_blocked(error, signature),
             )
         )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from paidonce.registry import Registry
 from paidonce_models.budgets import Maxima, Refusal, Unit
 from paidonce_models.database import Database
+from paidonce_models.log_texts import loggable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.store.budgeted_claims import Expectations, claim_within_budgets
 from paidonce_models.store.claims import Claim, Claimant, claim_step
@@ -68,7 +69,7 @@ class Claimer:
                 "step %d of run %s is held: %s",
                 position,
                 run_id,
-                answer.message,
+                loggable(answer.message),
                 extra={"event": "step_held", "run_id": run_id, "step": position},
             )
             return None

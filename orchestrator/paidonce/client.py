@@ -30,7 +30,9 @@ from paidonce_models.errors import (
     RunCancelled,
     RunFailed,
 )
+from paidonce_models.masking import mask
 from paidonce_models.payloads import split
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
 from paidonce_models.store.cancel_run import cancel_run
@@ -173,7 +175,7 @@ class Client:
     @functools.cached_property
     def database(self) -> Database:
         """The store, its schema checked. Raises ``StoreUnreachable`` or ``SchemaMismatch``."""
-        self.settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.settings.home, is_ours=True)
         database = Database(self.settings.database_url, pool_size=self.settings.database_pool_size)
         try:
             ensure_schema(database)
@@ -253,7 +255,7 @@ class Client:
 
     def _resolve(self, connection: Connection, run_id: str, step: int, result: Any, failed: str | None) -> Message:
         if failed is not None:
-            return resolve_as_failed(connection, run_id=run_id, position=step, message=failed)
+            return resolve_as_failed(connection, run_id=run_id, position=step, message=mask(failed))
         if result is UNRESOLVED:
             return resolve_by_retry(connection, run_id=run_id, position=step)
         where = f"result of step {step} of run {run_id}"

@@ -3,7 +3,7 @@
 Owns two rules for every line about a message that cannot be used. A flood of one
 kind must not fill the disk: the first few of a kind are logged in full, the rest
 are counted and told by powers of ten and once a minute. A text from outside must
-not forge a line: ``one_line`` escapes what is not printable and cuts what is long.
+not forge a line: what is quoted goes through ``log_texts.loggable``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,6 @@ from dataclasses import dataclass
 
 IN_FULL = 5
 WINDOW_SECONDS = 60.0
-
-
-def one_line(text: object, longest: int = 120) -> str:
-    """A text from outside for one line of a log: printable, without line breaks, cut to ``longest`` characters."""
-    given = text if isinstance(text, str) else str(text)
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in given[:longest]
-    )
-    return shown if len(given) <= longest else f"{shown}… ({len(given)} characters)"
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ from paidonce.celery_app import PaidonceCelery, queue_for, speaks_amqp
 from paidonce.embedded import ensure_embedded_valkey
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError
+from paidonce_models.log_texts import cause_of
 from paidonce_models.store.messages import Message, StepMessage
 
 log = logging.getLogger(__name__)
@@ -125,9 +126,8 @@ class Publisher:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if first:
             log.warning(
-                "the broker cannot be reached (%s: %s); %d message(s) stay in the store and are sent when it is back",
-                type(error).__name__,
-                error,
+                "the broker cannot be reached (%s); %d message(s) stay in the store and are sent when it is back",
+                cause_of(error),
                 unsent,
                 extra={"event": "broker_away"},
             )

@@ -34,9 +34,10 @@ from redis import exceptions as redis_errors
 
 from paidonce.amqp_transport import AmqpTransport
 from paidonce.envelopes import UnreadableEnvelope, check_envelope, delivered_from, read_item, read_json
-from paidonce.flood_log import FloodLog, one_line
+from paidonce.flood_log import FloodLog
 from paidonce.stored_texts import fits
 from paidonce.unread_bodies import refuse_compression
+from paidonce_models.log_texts import loggable
 from paidonce_models.queues import SUBMIT_QUEUE
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class QoS(redis.QoS):
                 "unacknowledged submissions that cannot be looked for",
                 logging.ERROR,
                 "unacknowledged submissions cannot be looked for on the broker: %s; see to the keys %s and %s",
-                one_line(error),
+                loggable(error),
                 self.unacked_key,
                 self.unacked_index_key,
                 event="unacked_unreadable",
@@ -304,7 +305,7 @@ class Channel(redis.Channel):
                 raise UnreadableEnvelope("nothing here listens to its exchange")
             envelope = read_item(payload["data"], limit_bytes=self.max_message_bytes)
         except UnreadableEnvelope as error:
-            self._drop("a broadcast", f"channel {one_line(channel)}", error)
+            self._drop("a broadcast", f"channel {loggable(channel)}", error)
             return True
         self.connection._deliver(delivered_from(envelope, exchange=exchange, routing_key=routing_key), queue)
         return True
@@ -352,9 +353,9 @@ class Channel(redis.Channel):
                         logging.ERROR,
                         "the key %s on the broker held a %s, not a queue's list, and was renamed to %s.no-queue; "
                         "find out who wrote it",
-                        one_line(key),
+                        loggable(key),
                         kind,
-                        one_line(key),
+                        loggable(key),
                         event="queue_key_set_aside",
                     )
 

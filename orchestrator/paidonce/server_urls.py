@@ -1,23 +1,13 @@
-"""Whether the URL of a store or a broker can be used at all, and how it is shown to people.
+"""Whether the URL of a store or a broker can be used at all.
 
 Owns what ``settings`` asks of a URL beyond its scheme, so that a typing error is told where it was made and not as
-a traceback of the library that is handed the URL in the end. Must never open a connection, and never show a password.
+a traceback of the library that is handed the URL in the end. Must never open a connection, and never quote the URL.
 """
 
 from __future__ import annotations
 
-import re
-
 from kombu import Connection
 from sqlalchemy.engine import make_url
-
-_PASSWORD = re.compile(r"(://[^:/@\s;]*):[^\s;]*@")
-_PASSWORD_IN_QUERY = re.compile(r"([?&]password=)[^&\s;]*")
-
-
-def without_password(text: str) -> str:
-    """The same text with the password of every URL in it masked; up to the last ``@``, as a password may hold one."""
-    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def check_store_url(url: str) -> None:

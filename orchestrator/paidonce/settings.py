@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from paidonce.provider_hosts import parse_provider_hosts
-from paidonce.server_urls import check_broker_url, check_store_url, without_password
+from paidonce.server_urls import check_broker_url, check_store_url
 from paidonce.setting_sources import (
     ENVIRONMENT_PREFIX,
     ProjectTable,
@@ -31,9 +31,12 @@ from paidonce.setting_sources import (
 )
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.masking import MASK, mask, mask_names
 from paidonce_models.money import nanousd_from_usd
+from paidonce_models.visible_text import visible
 
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
+_ADDRESSES = ("database_url", "broker_url", "redis_url")
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
 _LARGEST_COUNT = 10**9
@@ -208,6 +211,11 @@ class Settings(BaseSettings):
         description="Self-hosted or gateway hosts whose usage is captured, with the provider whose API they speak: "
         "llm.internal=openai,127.0.0.1:4000=anthropic.",
     )
+    masked_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="More names whose values are masked in errors, logs and what they are stored as: parameters, "
+        "headers, JSON keys, variables, separated by commas or spaces.",
+    )
     step_estimate_usd: Decimal = Field(
         default=Decimal("0.01"),
         ge=0,
@@ -246,9 +254,9 @@ class Settings(BaseSettings):
         """Absolute at once, so that a child process in another folder means the same place."""
         return path.expanduser().absolute()
 
-    @field_validator("agents", mode="before")
+    @field_validator("agents", "masked_names", mode="before")
     @classmethod
-    def _split_agents(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         if isinstance(value, str):
             value = re.split(r"[,\s]+", value)
         if isinstance(value, Sequence):
@@ -328,6 +336,7 @@ def describe_settings() -> tuple[SettingDescription, ...]:
         "redis_url": "the broker where it speaks Redis",
         "agents": "none",
         "provider_hosts": "none",
+        "masked_names": "none",
     }
     return tuple(
         SettingDescription(
@@ -359,6 +368,7 @@ def load_settings(**given: object) -> Settings:
             for problem in error.errors(include_url=False, include_context=False)
         ]
         raise ConfigurationError("; ".join(problems)) from None
+    mask_names(settings.masked_names)
     warn_of_unknown_names(names)
     return settings
 
@@ -370,12 +380,25 @@ def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
         return f"settings: expected {expected}; change one of them"
     place, value = place_of(name, given)
     try:
-        found = repr(without_password(str(value)))
+        text = str(value)
+        found = repr(_without_credentials(text) if name in _ADDRESSES else mask(text))
     except (ValueError, RecursionError):  # more digits or levels than Python writes
         found = f"a {type(value).__name__} beyond all measure"
     if len(found) > _SHOWN_CHARACTERS:
         found = f"{found[:_SHOWN_CHARACTERS]}… ({len(found):,} characters)"
-    return f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {expected}, found {found}; correct it there"
+    return visible(
+        f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {mask(expected)}, found {found}; "
+        "correct it there"
+    )
+
+
+def _without_credentials(url: str) -> str:
+    """An address that may be mistyped: what stands before its last ``@`` is a credential in whatever form it is."""
+    masked = mask(url)
+    if masked == url and "@" in url:
+        scheme, separator, rest = url.partition("://")
+        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}" if separator else f"{MASK}@{url.rpartition('@')[2]}"
+    return masked
 
 
 def _sqlite_file(path: str) -> Path:

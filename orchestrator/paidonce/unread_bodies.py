@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu.exceptions import ContentDisallowed
 
-from paidonce.flood_log import one_line
+from paidonce_models.log_texts import loggable
 
 
 def refuse_compression(message: Any, headers: Mapping[str, Any]) -> None:
@@ -19,7 +19,7 @@ def refuse_compression(message: Any, headers: Mapping[str, Any]) -> None:
     compression = headers.get("compression")
     if compression:
         error = ContentDisallowed(
-            f"its body is compressed ({one_line(compression, 40)}), which is not unpacked here; "
+            f"its body is compressed ({loggable(compression, 40)}), which is not unpacked here; "
             "send it as it is, without task_compression"
         )
         message.errors = [(type(error), error, None)]

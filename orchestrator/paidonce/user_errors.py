@@ -1,7 +1,8 @@
 """An exception of user code as data: what the store keeps of it and what an agent is told.
 
 Owns that any exception can be described, whatever its ``__str__`` does and however long its text is, in texts that
-every store takes. It never raises, and never keeps the exception object.
+every store takes, and that no credential is in them: they are masked here, before they are stored and before the
+agent is told, so that it sees the same live and on replay. It never raises, and never keeps the exception object.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from types import TracebackType
 
 from paidonce_models.encoding import encode_json
 from paidonce_models.errors import InvalidInput, PaidonceError
+from paidonce_models.masking import mask
 
 LONGEST_MESSAGE = 10_000
 """Characters. A message is in the event, the step and the attempt, and an agent reads it at each replay."""
@@ -24,6 +26,8 @@ LONGEST_MESSAGES = 30_000
 DEEPEST_GROUP = 20
 """Groups within groups; each level takes JSON's writer and readers a level, too."""
 _SHORTEST_MESSAGE = 200
+LONGEST_MASKED = 1_000_000
+"""Characters that are searched for credentials. What lies behind is cut off, as the limits above are far lower."""
 _OUR_PACKAGES = frozenset({"paidonce", "paidonce_workers"})
 
 
@@ -67,8 +71,9 @@ def _described(error: BaseException, room: _Room, depth: int = 0) -> dict[str, o
 def traceback_of(error: BaseException) -> str:
     """The traceback as text, from the user's own code on; the end of it where it is long."""
     if isinstance(error, PaidonceError) and error.__traceback__ is None:
-        return error.message
+        return mask(error.message)
     text = "".join(traceback.format_exception(type(error), error, _from_user_code(error.__traceback__)))
+    text = mask(text[-LONGEST_MASKED:])  # before it is cut, which may part a credential from what tells it is one
     return storable(text if len(text) <= LONGEST_TRACEBACK else "…" + text[-LONGEST_TRACEBACK:])
 
 
@@ -93,11 +98,15 @@ def _message_of(error: BaseException, longest: int = LONGEST_MESSAGE) -> str:
         text = str(error)
     except Exception as failure:  # noqa: BLE001 - a `__str__` of the user's raises what it likes
         return f"(its text cannot be made: {type(failure).__name__})"
-    return _shortened(text or type(error).__name__, min(longest, LONGEST_MESSAGE))
+    length = len(text)
+    masked = mask(text[:LONGEST_MASKED]) or type(error).__name__
+    return _shortened(masked, min(longest, LONGEST_MESSAGE), length)
 
 
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+def _shortened(text: str, longest: int, length: int | None = None) -> str:
+    """The beginning of a text; ``length`` is how long it was before it was masked."""
+    length = len(text) if length is None else length
+    return text if max(len(text), length) <= longest else f"{text[:longest]}… ({length:,} characters)"
 
 
 def _from_user_code(trace: TracebackType | None) -> TracebackType | None:

@@ -137,7 +137,7 @@ def test_a_worker_that_cannot_start_is_reported_with_its_last_words(project: Pro
         (["agent:adder"], "module_not_loadable", "did you mean 'agents'?"),
         (["nowhere/agents.py:adder"], "module_not_loadable", "there is no file"),
         (["broken.py:adder"], "module_not_loadable", "broken.py:1"),
-        (["agents:adder", "--input", "{count: 1}"], "invalid_input", "found {count: 1}"),
+        (["agents:adder", "--input", "{count: 1}"], "invalid_input", "found text of 10 bytes"),
         (["agents:adder", "--input", "[1]"], "invalid_input", "expected a JSON object"),
         (["agents:adder", "--input", "@missing.json"], "invalid_input", "No such file"),
         (["agents:adder", "--input", '{"count": NaN}'], "invalid_input", "NaN"),

@@ -26,8 +26,9 @@ from typing import Any
 from celery.worker import loops
 from celery.worker.consumer import consumer as celery_consumer
 
-from paidonce.flood_log import FloodLog, one_line
+from paidonce.flood_log import FloodLog
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce_models.log_texts import cause_of, failure_of, loggable, shown_headers, shown_type
 from paidonce_workers.incoming import UnusableMessage, read_message, submission_id
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.machinery import machinery_of
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECONDS = 60.0
 FLUSH_SECONDS = 15.0
-SHOWN_HEADERS = 12
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publishes no types
@@ -81,13 +81,12 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         except self.connection_errors:
             raise
         except Exception as error:
-            # With its traceback: our transports and handlers let no message come this far, so this is a bug.
+            # With its places: our transports and handlers let no message come this far, so this is a bug.
             logger.error(
                 "a message on one of the queues %s has no readable envelope, or its handling failed (%s); reconnecting",
                 ", ".join(sorted(self.app.amqp.queues.consume_from)),
-                type(error).__name__,
+                failure_of(error),
                 extra={"event": "consumer_failed"},
-                exc_info=error,
             )
             raise self.connection_errors[0]("reconnecting after a failure of the consumer") from error
 
@@ -146,8 +145,11 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """The body cannot be decoded, or is of a content type that is not accepted."""
-        kind = f"its body cannot be decoded ({type(exc).__name__})"
-        self._discard(message, f"{kind[:-1]}: {exc})", kind)
+        self._discard(
+            message,
+            f"its body cannot be decoded ({cause_of(exc)})",
+            f"its body cannot be decoded ({type(exc).__name__})",
+        )
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """A task that is not registered here, in an app whose messages are not checked."""
@@ -179,10 +181,9 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             self.junk.report(
                 f"the refusal of a submission could not be stored ({type(error).__name__})",
                 logging.WARNING,
-                "the refusal of submission %s could not be stored (%s: %s); tried again in %.1f s",
-                one_line(task_id),
-                type(error).__name__,
-                one_line(error, 300),
+                "the refusal of submission %s could not be stored (%s); tried again in %.1f s",
+                loggable(task_id),
+                failure_of(error),
                 pause,
                 event="refusal_requeued",
             )
@@ -201,7 +202,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         except Exception as error:  # noqa: BLE001 - whatever it was, the step is in the store
             self._offer_again(error, name, args, kwargs, message, tried)
             return
-        shown = one_line(name)
+        shown = loggable(name, 120)
         if handed_back:
             self.junk.report(
                 "a step that this worker does not hold was handed back",
@@ -232,10 +233,9 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         self.junk.report(
             f"a step that this worker does not hold could not be handed back ({type(error).__name__})",
             logging.WARNING,
-            "this worker does not hold %s and could not hand it back (%s: %s); %s",
-            one_line(name),
-            type(error).__name__,
-            one_line(error, 300),
+            "this worker does not hold %s and could not hand it back (%s); %s",
+            loggable(name, 120),
+            cause_of(error),
             "its message is dropped, the sweeper sends another" if is_last else f"tried again in {pause:.1f} s",
             event="unknown_step_requeued",
         )
@@ -264,7 +264,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             self._in_hand_back_thread(self._refuse, task_id, message, found, kind, 1)
 
     def _discard_failed(self, message: Any, error: BaseException) -> None:
-        self._discard(message, f"{type(error).__name__}: {error}", type(error).__name__)
+        self._discard(message, cause_of(error), type(error).__name__)
 
     def _drop(self, message: Any, found: str, kind: str) -> None:
         """Acknowledge a message that nobody can use and say so."""
@@ -273,28 +273,20 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             f"a message cannot be used and was dropped: {kind}",
             logging.ERROR,
             "a message on queue %s cannot be used and was dropped: %s [content type %s, %s bytes, headers: %s]",
-            one_line(_queue_of(message)),
-            one_line(found, 300),
-            one_line(getattr(message, "content_type", None), 60),
+            loggable(_queue_of(message), 120),
+            loggable(found),
+            shown_type(getattr(message, "content_type", None)),
             len(body) if isinstance(body, (str, bytes)) else "?",
-            _names(headers),
+            shown_headers(headers) if isinstance(headers, Mapping) else type(headers).__name__,
             event="message_malformed",
         )
         self._acknowledge(message)
 
 
-def _names(headers: object) -> str:
-    """The names of a message's headers, as many as fit."""
-    if not isinstance(headers, Mapping):
-        return type(headers).__name__
-    shown = [one_line(name, 40) for name in list(headers)[:SHOWN_HEADERS]]
-    return ", ".join([*sorted(shown), *(["…"] if len(headers) > SHOWN_HEADERS else [])])
-
-
 def _queue_of(message: Any) -> str:
     """The queue's name; every queue of ours is bound by its own name."""
     delivery = getattr(message, "delivery_info", None) or {}
-    return str(delivery.get("routing_key") or delivery.get("exchange") or "unknown")
+    return loggable(str(delivery.get("routing_key") or delivery.get("exchange") or "unknown"))
 
 
 def _task_of(message: Any) -> tuple[str, Sequence[Any], Mapping[str, Any]]:

@@ -23,6 +23,8 @@ import weakref
 from collections.abc import Callable
 from itertools import count
 
+from paidonce_models.log_texts import failure_of
+
 logger = logging.getLogger(__name__)
 
 FEWEST_CANCELLED_BEFORE_REBUILD = 512
@@ -100,8 +102,10 @@ class Deadlines:
             callback = self._next_callback()
             try:
                 callback()
-            except Exception:
-                logger.exception("a deadline's callback failed", extra={"event": "deadline_callback_failed"})
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                logger.error(
+                    "a deadline's callback failed: %s", failure_of(error), extra={"event": "deadline_callback_failed"}
+                )
 
     def _next_callback(self) -> Callable[[], object]:
         with self._changed:

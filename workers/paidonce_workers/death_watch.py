@@ -20,6 +20,7 @@ from paidonce.publishing import Publisher
 from paidonce_models.database import Database
 from paidonce_models.errors import StatementRefused, StoreError
 from paidonce_models.liveness import remove_lock_file
+from paidonce_models.log_texts import failure_of
 from paidonce_models.store.messages import Message
 from paidonce_models.store.sweeping import resign, take_back
 from paidonce_models.store.witnesses import forget_witness, hasten_messages, leases_of, mark_dead
@@ -73,8 +74,8 @@ class DeathWatch:
                 self.look()
             except StoreError as error:
                 log.debug("nobody is looked after: %s", error.message)
-            except Exception:
-                log.exception("the death watch failed", extra={"event": "death_watch_failed"})
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                log.error("the death watch failed: %s", failure_of(error), extra={"event": "death_watch_failed"})
 
     def look(self) -> None:
         """Look at everybody once and reclaim what the dead have held."""

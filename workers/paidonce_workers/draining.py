@@ -25,6 +25,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, wait
 from typing import Protocol
 
+from paidonce_models.log_texts import failure_of
 from paidonce_workers.interrupt import Reason
 from paidonce_workers.machinery import Machinery
 
@@ -86,8 +87,8 @@ class Drain:
         def call_hook() -> None:
             try:
                 hook(keys)
-            except Exception:
-                logger.exception("handing back %d step(s) failed; their leases run out", len(keys))
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                logger.error("handing back %d step(s) failed; their leases run out: %s", len(keys), failure_of(error))
 
         thread = threading.Thread(target=call_hook, name="paidonce-hand-back", daemon=True)
         thread.start()

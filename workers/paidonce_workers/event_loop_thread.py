@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from paidonce_models.errors import PaidonceError
+from paidonce_models.log_texts import failure_of
 from paidonce_workers.blocked_loop import Blockage, BlockedLoopWatchdog
 
 logger = logging.getLogger(__name__)
@@ -177,9 +178,10 @@ class _RunningLoop:
         while not self.stopping:
             try:
                 self.loop.run_forever()
-            except BaseException:
-                logger.exception(
-                    "a task on the event-loop thread raised out of the loop; the other steps go on",
+            except BaseException as error:  # noqa: BLE001 - told by type and place
+                logger.error(
+                    "a task on the event-loop thread raised out of the loop; the other steps go on: %s",
+                    failure_of(error),
                     extra={"event": "event_loop_survived"},
                 )
 

@@ -23,6 +23,7 @@ from paidonce.taking_on import TakeOn
 from paidonce.usage import CallRecorder
 from paidonce_models.budgets import Unit
 from paidonce_models.database import Database
+from paidonce_models.log_texts import shown_id
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import split
 from paidonce_models.pricing import PriceBook
@@ -152,7 +153,7 @@ class Executor:
         else:
             gate = self._gates.pop(key_of(claim), self._circuits.no_gate)
         if claim is None:
-            log.debug("nothing to do for step %s of run %s", position, run_id)
+            log.debug("nothing to do for step %s of run %s", position, shown_id(run_id))
             return
         try:
             self._execute_claimed(claim, gate, turn)

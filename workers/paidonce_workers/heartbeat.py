@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from paidonce_models.database import Database
 from paidonce_models.errors import StatementRefused, StoreError, StoreUnavailable
+from paidonce_models.log_texts import failure_of
 from paidonce_models.store.leases import LeaseKey, renew_leases
 from paidonce_models.store.ledger import NewCalls, insert_calls_of
 from paidonce_models.store.workers import worker_seen
@@ -91,8 +92,8 @@ class Heartbeat:
                 # Said once: a store that is full for an hour has eighteen hundred beats.
                 level, self._fails = (logging.DEBUG if self._fails else logging.WARNING), True
                 log.log(level, "leases could not be renewed: %s", error.message, extra={"event": "heartbeat_failed"})
-            except Exception:
-                log.exception("the heartbeat failed", extra={"event": "heartbeat_failed"})
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                log.error("the heartbeat failed: %s", failure_of(error), extra={"event": "heartbeat_failed"})
 
     def _renew_probes(self) -> None:
         """Attempts that find out if a circuit may close keep their places, after the leases: those come first."""

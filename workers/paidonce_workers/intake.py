@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from paidonce.stored_texts import MAX_ALIAS_CHARACTERS
 from paidonce.submission import is_alias, is_name, new_run
 from paidonce.tags import checked_tags
+from paidonce.user_errors import error_of
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError, StatementRefused, StoreUnreachable
+from paidonce_models.log_texts import failure_of, loggable
 from paidonce_models.payloads import split
 from paidonce_models.queues import DEFAULT_QUEUE
 from paidonce_models.store.messages import AdvanceMessage
@@ -63,11 +65,11 @@ def take_submission(process: WorkerProcess, task_id: str, args: Sequence[Any], k
             # Met where a value that nests without an end stands in for a name, and is to be shown.
             refusal = InvalidInput("a part of it is nested without an end")
             break
-        except Exception as error:
-            log.exception(
+        except Exception as error:  # noqa: BLE001 - told by type and place, and tried again
+            log.error(
                 "submission %s could not be taken (%s) and is %s",
-                task_id,
-                type(error).__name__,
+                loggable(task_id, 120),
+                failure_of(error),
                 "refused" if pause is None else f"tried again in {pause:g} s",
                 extra={"event": "submission_failed"},
             )
@@ -76,10 +78,10 @@ def take_submission(process: WorkerProcess, task_id: str, args: Sequence[Any], k
                 "Paidonce: please report it. What was sent is the input of this run"
             )
             if pause is not None:
-                process.patience.pause(pause, f"submission {task_id}")
+                process.patience.pause(pause, f"submission {loggable(task_id, 120)}")
     return process.patience.until_stored(
         lambda: _refuse(process, task_id, found.get("agent"), found.get("input"), found.get("tags"), refusal),
-        f"submission {task_id}",
+        f"submission {loggable(task_id, 120)}",
     )
 
 
@@ -98,7 +100,7 @@ def _create(
     declaration = process.registry.agent(agent) if isinstance(agent, str) else None
     queue = found.get("queue")
     if declaration is None and queue is None and isinstance(agent, str) and is_name(agent):
-        queue = process.patience.until_stored(lambda: _queue_of(process, agent), f"submission {task_id}")
+        queue = process.patience.until_stored(lambda: _queue_of(process, agent), f"submission {loggable(task_id, 120)}")
     new = new_run(
         process.settings,
         agent,
@@ -112,7 +114,7 @@ def _create(
     )
     submitted = process.patience.until_stored(
         lambda: process.database.transact(lambda connection: submit_run(connection, new), single=True),
-        f"submission {task_id}",
+        f"submission {loggable(task_id, 120)}",
     )
     if submitted.created:
         message = AdvanceMessage(
@@ -143,12 +145,17 @@ def _refuse(process: WorkerProcess, task_id: str, agent: Any, given: Any, tags: 
             raise
         log.error(  # without its traceback, which may show what was sent
             "submission %s is refused in plain words: %s",
-            task_id,
+            loggable(task_id, 120),
             failure.message,
             extra={"event": "submission_failed"},
         )
-    except Exception:
-        log.exception("submission %s is refused in plain words", task_id, extra={"event": "submission_failed"})
+    except Exception as failure:  # noqa: BLE001 - told by type and place
+        log.error(
+            "submission %s is refused in plain words: %s",
+            loggable(task_id, 120),
+            failure_of(failure),
+            extra={"event": "submission_failed"},
+        )
     kept = {"unreadable": ascii(given)[:LONGEST_KEPT_BODY]}
     plain = InvalidInput(error.message.encode("ascii", "backslashreplace").decode()[:LONGEST_KEPT_BODY])
     return _record_failure(process, task_id, None, kept, None, plain)
@@ -183,7 +190,7 @@ def _record_failure(
         tags=_usable(process, tags),
         alias=task_id if is_alias(task_id) else None,
     )
-    return process.database.transact(lambda connection: submit_failed_run(connection, new, error.to_json()))
+    return process.database.transact(lambda connection: submit_failed_run(connection, new, error_of(error)))
 
 
 def _beginning(value: Any) -> str:

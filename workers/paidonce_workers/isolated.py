@@ -16,14 +16,19 @@ from paidonce.registry import default_registry
 from paidonce.usage import CallRecorder
 from paidonce.user_errors import error_of, traceback_of
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.masking import mask_names
 from paidonce_models.pricing import PriceBook
+from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
 from paidonce_workers.capture import install
 from paidonce_workers.declared_body import run_declared
-from paidonce_workers.isolation import ErrorInChild, Teller
+from paidonce_workers.isolation import MASKED_NAMES, ErrorInChild, Teller
 
 
 def main(answers: int) -> None:
     """Run one step and end; ``answers`` is the descriptor of the pipe to the parent."""
+    keep_reports_quiet()
+    sys.excepthook = lambda _kind, error, _trace: print(safe_trace(error), file=sys.stderr)
+    mask_names(os.environ.get(MASKED_NAMES, "").split(","))
     claim, modules, provider_hosts, price_rows = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_die_with_parent, name="paidonce-parent-watch", daemon=True).start()
     install(provider_hosts)

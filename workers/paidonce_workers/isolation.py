@@ -20,6 +20,7 @@ from typing import Final
 from paidonce.policies import Failure
 from paidonce.usage import CallRecorder
 from paidonce_models.errors import PaidonceError
+from paidonce_models.masking import current_masker
 from paidonce_models.pricing import PriceRow
 from paidonce_models.store.claims import Claim
 from paidonce_models.usage import CallRecord
@@ -27,6 +28,7 @@ from paidonce_models.usage import CallRecord
 POLL_SECONDS: Final = 0.2
 END_SECONDS: Final = 5.0
 """What a child may take to end after its answer; threads that the body left behind go no further."""
+MASKED_NAMES: Final = "PAIDONCE_MASKED_NAMES"
 TELL_SECONDS: Final = 1.0
 """What a step spends is known to the process that renews its lease, and does not die with the child."""
 
@@ -82,7 +84,11 @@ def run_in_child(
                 [sys.executable, "-m", "paidonce_workers.isolated", str(answers_of_child.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=(answers_of_child.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+                    MASKED_NAMES: ",".join(current_masker().names),
+                },
             )
         try:
             if child.stdin is None:

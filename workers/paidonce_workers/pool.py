@@ -28,6 +28,7 @@ from celery.concurrency import thread
 from celery.exceptions import SoftTimeLimitExceeded, Terminated
 
 from paidonce_models.errors import PaidonceError, StepInterrupt
+from paidonce_models.log_texts import failure_of, loggable
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.draining import Drain
 from paidonce_workers.interrupt import Reason, TaskScope, call_interruptibly, current_task_scope
@@ -193,9 +194,7 @@ class Job:
         elif isinstance(error, Exception) and not isinstance(error, MemoryError):
             self._report(error)
         else:
-            exited = TaskExited(f"{self.name} raised {type(error).__name__}: {error}")
-            exited.__cause__ = error
-            self._report(exited)
+            self._report(TaskExited(f"{self.name} raised {failure_of(error)}"))
 
     def _report(self, error: BaseException) -> None:
         if self._error_callback is None:
@@ -210,11 +209,12 @@ class Job:
     def _call_back(self, callback: Callable[..., object], *arguments: object) -> None:
         try:
             callback(*arguments)
-        except BaseException:
-            logger.exception(
-                "Celery's %s failed for %s; its message may come again",
+        except BaseException as error:  # noqa: BLE001 - told by type and place
+            logger.error(
+                "Celery's %s failed for %s; its message may come again: %s",
                 getattr(callback, "__name__", "callback"),
                 self.name,
+                failure_of(error),
                 extra={"event": "pool_callback_failed"},
             )
 
@@ -256,7 +256,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no typ
         arguments = args or ()
         job = Job(
             # The first two arguments of Celery's trace function are the task's name and id.
-            name="[".join(map(str, arguments[:2])) + "]" if len(arguments) > 1 else repr(target),
+            name=loggable("[".join(map(str, arguments[:2])) + "]") if len(arguments) > 1 else repr(target),
             call=partial(target, *arguments, **(kwargs or {})),
             accept_callback=accept_callback,
             success_callback=callback,
@@ -318,9 +318,10 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no typ
             return None
         try:
             delivery.deliver(kept)
-        except Exception:
-            logger.exception(
-                "a step could not be begun where the last one ended; it goes over the broker",
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            logger.error(
+                "a step could not be begun where the last one ended; it goes over the broker: %s",
+                failure_of(error),
                 extra={"event": "local_delivery_failed"},
             )
         following, turn.following = turn.following, None

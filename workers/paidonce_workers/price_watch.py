@@ -14,6 +14,7 @@ from typing import Final
 
 from paidonce_models.database import Database
 from paidonce_models.errors import PaidonceError
+from paidonce_models.log_texts import failure_of
 from paidonce_models.pricing import PriceBook
 from paidonce_models.store.prices import read_price_rows
 
@@ -67,9 +68,11 @@ class PriceWatch:
             )
             self._was_told = True
             return
-        except Exception:
-            log.exception(
-                "price rows could not be read, those known before are used", extra={"event": "prices_not_read"}
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            log.error(
+                "price rows could not be read, those known before are used: %s",
+                failure_of(error),
+                extra={"event": "prices_not_read"},
             )
             return
         self._was_read, self._was_told = True, False

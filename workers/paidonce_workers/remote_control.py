@@ -15,7 +15,8 @@ from typing import Any
 from celery.worker import pidbox
 from celery.worker.consumer import control
 
-from paidonce.flood_log import FloodLog, one_line
+from paidonce.flood_log import FloodLog
+from paidonce_models.log_texts import failure_of, loggable
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,12 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc] # Celery publishes no types
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # First: kombu's Redis transport counts KeyError among its connection errors.
             self._drop(f"{type(error).__name__}")
-        except Exception:
-            logger.exception("remote control failed and is set up anew", extra={"event": "remote_control_failed"})
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            logger.error(
+                "remote control failed and is set up anew: %s",
+                failure_of(error),
+                extra={"event": "remote_control_failed"},
+            )
             self.reset()
 
     def _drop(self, found: str) -> None:
@@ -83,12 +88,12 @@ def wrong_with(body: object, handlers: Mapping[str, object]) -> str | None:
     """What makes this no command of Celery's; ``None`` where it is one."""
     if not isinstance(body, Mapping):
         return f"its body is no object, found {type(body).__name__}"
-    unknown = sorted(one_line(name, 40) for name in body.keys() - FIELDS)[:5]
+    unknown = sorted(loggable(name, 40) for name in body.keys() - FIELDS)[:5]
     if unknown:
         return f"it has the unknown fields {', '.join(unknown)}"
     method = body.get("method")
     if not isinstance(method, str) or method not in handlers:
-        return f"there is no command {one_line(method, 40) if isinstance(method, str) else type(method).__name__}"
+        return f"there is no command {loggable(method, 40) if isinstance(method, str) else type(method).__name__}"
     expected: dict[str, type | tuple[type, ...]] = {
         "arguments": Mapping,
         "destination": (list, tuple),

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, text
 from paidonce.publishing import Publisher
 from paidonce_models.database import Database
 from paidonce_models.errors import StatementRefused, StoreError, StoreUnreachable
+from paidonce_models.log_texts import failure_of
 from paidonce_models.store.blocking import block_unheld
 from paidonce_models.store.held_steps import let_go, steps_with_room, tidy_held_steps
 from paidonce_models.store.messages import Message
@@ -119,9 +120,9 @@ class Sweeper:
                 self.sweep()
             except StoreError as error:
                 self._be_careful(f"the store could not be reached ({error.message})")
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - told by type and place
                 self._be_careful("a sweep failed")
-                log.exception("a sweep failed", extra={"event": "sweep_failed"})
+                log.error("a sweep failed: %s", failure_of(error), extra={"event": "sweep_failed"})
             if self._wait(self._every_seconds):
                 return
 
@@ -251,8 +252,10 @@ class Sweeper:
                 rolled = self._database.transact(lambda connection: roll_up(connection, self._namespace))
             except StoreUnreachable:
                 raise
-            except Exception:  # sums that lag are slow and right; nothing may keep the sweep from taking back
-                log.exception("the ledger's sums could not be kept", extra={"event": "roll_up_failed"})
+            except Exception as error:  # noqa: BLE001 - sums that lag are slow and right, the sweep goes on
+                log.error(
+                    "the ledger's sums could not be kept: %s", failure_of(error), extra={"event": "roll_up_failed"}
+                )
                 rolled = 0
             if rolled < ROLL_UP_BATCH:
                 self._roll_up_from = time.time() + ROLL_UP_EVERY_SECONDS

@@ -16,8 +16,11 @@ from celery.exceptions import Reject
 from paidonce.advance import Advanced
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
 from paidonce.registry import Registry
+from paidonce_models.log_texts import failure_of
+from paidonce_workers.hidden_arguments import QUIET_REQUEST
 from paidonce_workers.intake import take_submission
 from paidonce_workers.patience import WorkerStopping
+from paidonce_workers.task_failures import failing_without_data
 from paidonce_workers.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -36,19 +39,19 @@ def register_tasks(app: Celery, registry: Registry, current: Current) -> None:
     def advance(run: str, agent: str = "") -> None:
         """Feed a run the events it has not seen."""
         process = current()
-        with _redelivered_when_stopping():
+        with _redelivered_when_stopping(), failing_without_data():
             result = process.executor.advance(run)
         if result.outcome is Advanced.NOT_HELD:
             process.hand_on_advance(run)
 
     def submit(self: Any, /, *args: Any, **kwargs: Any) -> None:
         """Create a run for a producer that has only the broker."""
-        with _kept_until_stored():
+        with _kept_until_stored(), failing_without_data():
             take_submission(current(), _submitted_as(self.request), args, kwargs)
 
-    app.task(name=ADVANCE_TASK, typing=False)(advance)
+    app.task(name=ADVANCE_TASK, typing=False, Request=QUIET_REQUEST)(advance)
     # Not acknowledged by a worker's `--time-limit` either: while the store is full it may take any time.
-    app.task(name=SUBMIT_TASK, typing=False, bind=True, acks_on_timeout=False)(submit)
+    app.task(name=SUBMIT_TASK, typing=False, bind=True, acks_on_timeout=False, Request=QUIET_REQUEST)(submit)
 
 
 def _submitted_as(request: Any) -> str:
@@ -59,11 +62,11 @@ def _submitted_as(request: Any) -> str:
 
 def _register_step(app: Celery, name: str, current: Current) -> None:
     def execute(run: str, step: int, agent: str = "") -> None:
-        with _redelivered_when_stopping():
+        with _redelivered_when_stopping(), failing_without_data():
             current().executor.execute(run, step, name, agent)
 
     execute.__doc__ = f"Execute the step {name}."
-    app.task(name=name, typing=False)(execute)
+    app.task(name=name, typing=False, Request=QUIET_REQUEST)(execute)
 
 
 class _kept_until_stored:
@@ -78,10 +81,9 @@ class _kept_until_stored:
         if not isinstance(error, WorkerStopping):
             log.error(
                 "a submission could be neither taken nor refused (%s); its message returns in %.0f s",
-                type(error).__name__,
+                failure_of(error),
                 REQUEUE_SECONDS,
                 extra={"event": "submission_requeued"},
-                exc_info=error,
             )
             time.sleep(REQUEUE_SECONDS)
         raise Reject(type(error).__name__, requeue=True) from error

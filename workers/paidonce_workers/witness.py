@@ -16,6 +16,7 @@ import time
 from paidonce_models.database import Database
 from paidonce_models.errors import StoreError
 from paidonce_models.liveness import FileLock, PooledConnection, ServerLock, start_of, this_place
+from paidonce_models.log_texts import failure_of
 from paidonce_models.store.witnesses import NewWitness, record_witness
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,10 @@ class Witness:
         except StoreError as error:
             log.debug("the witness of this process waits: %s", error.message)
             return False
-        except Exception:
-            log.exception("the witness of this process could not appear", extra={"event": "witness_failed"})
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            log.error(
+                "the witness of this process could not appear: %s", failure_of(error), extra={"event": "witness_failed"}
+            )
             return False
         return True
 

@@ -20,7 +20,11 @@ from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import PaidonceError, StoreDenied, StoreUnreachable
+from paidonce_models.masking import mask
+from paidonce_models.private_files import make_private_folder
+from paidonce_models.safe_logs import keep_reports_quiet, make_safe
 from paidonce_models.schema import ensure_schema
+from paidonce_models.visible_text import visible
 from paidonce_workers.intake import refuse_submission
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
@@ -37,7 +41,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     """A worker's app with every step of the registry as a task. Raises ``PaidonceError`` saying what to mend."""
     book = policies_from_settings(settings)
     refuse_misfits(book, list(registry.steps))
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.home, is_ours=True)
     _check_store(settings)
     app = build_celery_app(settings, connections=settings.concurrency + SPARE_CONNECTIONS)
     app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"
@@ -111,6 +115,9 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
 @functools.lru_cache(maxsize=1)
 def the_app() -> PaidonceCelery:
     """The app of this process; a setting or module that cannot be used ends it with one clear line."""
+    keep_reports_quiet()
+    signals.after_setup_logger.connect(_make_safe, weak=False)
+    signals.after_setup_task_logger.connect(_make_safe, weak=False)
     try:
         # Two lines at each look at the schema, which is repeated while the store is away.
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -120,5 +127,10 @@ def the_app() -> PaidonceCelery:
         app.finalize()  # makes the modules' own `@shared_task`s, and so refuses an `async def` among them here
         return app
     except PaidonceError as error:
-        print(f"paidonce: {error.message}", file=sys.stderr)
+        print(visible(f"paidonce: {mask(error.message)}"), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _make_safe(logger: logging.Logger | None = None, **_: Any) -> None:
+    """Celery has made its handlers: what goes through them is one line each, without credentials."""
+    make_safe(logger.handlers if logger is not None else ())

@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from paidonce_models.private_files import make_private_folder
+
 _FOLDER_SUFFIX: Final = ".witnesses"
 _held_here: dict[Path, int] = {}
 """The locks of this process: asked about one of them, the kernel would say that nothing is in the way."""
@@ -43,7 +45,7 @@ class FileLock:
 
     def acquire(self) -> None:
         """Take it. Raises ``OSError`` where the file system has no locks or no room."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self._path.parent)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

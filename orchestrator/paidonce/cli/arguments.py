@@ -14,7 +14,6 @@ from paidonce_models.encoding import decode_json
 from paidonce_models.errors import InvalidInput, PayloadTooLarge
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
-_SHOWN_CHARACTERS = 80
 MOST_ROWS = 1_000_000
 """What ``--limit`` and its like may ask for."""
 LAST_STEP = 2**31 - 1
@@ -47,12 +46,12 @@ def parse_input(given: str) -> dict[str, object]:
         value = decode_json(data)
     except InvalidInput as error:
         raise InvalidInput(
-            f"{where}: {error.message}; found {_shown(data)}. Write a JSON object and quote it for the shell, as in "
-            """--input '{"question": "why?"}'"""
+            f"{where}: {error.message}; found {_described(data)}. Write a JSON object and quote it for the shell, "
+            """as in --input '{"question": "why?"}'"""
         ) from None
     if not isinstance(value, dict):
         raise InvalidInput(
-            f"{where}: expected a JSON object of the agent's arguments by name, found {_shown(data)}; "
+            f"{where}: expected a JSON object of the agent's arguments by name, found {_described(data, value)}; "
             """write it as in --input '{"question": "why?"}'"""
         )
     return dict(value)
@@ -64,9 +63,9 @@ def parse_tags(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise InvalidInput(f"--tag {text!r:.80}: expected NAME=VALUE, as in --tag user=u1")
+            raise InvalidInput(f"--tag with {len(text)} characters: expected NAME=VALUE, as in --tag user=u1")
         if tags.get(name, value) != value:
-            raise InvalidInput(f"--tag {name:.80}: given twice, as {tags[name]!r:.80} and {value!r:.80}; keep one")
+            raise InvalidInput(f"--tag {name:.80}: given twice with different values; keep one")
         tags[name] = value
     return tags
 
@@ -103,8 +102,11 @@ def _read_input(given: str) -> tuple[bytes, str]:
     return given.encode("utf-8", "surrogateescape"), "--input"
 
 
-def _shown(data: bytes) -> str:
-    text = data.decode("utf-8", "replace").strip()
-    if not text:
+def _described(data: bytes, value: object = None) -> str:
+    """What was found, without repeating it: an input may be a secret, and standard error is somebody's log."""
+    if not data.strip():
         return "nothing"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(data):,} bytes)"
+    kind = {list: "an array", str: "a text", int: "a number", float: "a number", bool: "true or false"}.get(type(value))
+    if b"NaN" in data or b"Infinity" in data:
+        kind = "NaN or Infinity, which are no JSON, in text"
+    return f"{'null' if data.strip() == b'null' else kind or 'text'} of {len(data):,} bytes"

@@ -14,6 +14,7 @@ from types import ModuleType
 from paidonce.cli.worker_program import worker_arguments, worker_environment
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError
+from paidonce_models.private_files import make_private_folder, private_opener
 
 MAX_STARTS = 5
 _LINES_OF_LOG = 15
@@ -50,7 +51,8 @@ class BackgroundWorker:
             self._close()
             if code >= 0 or self._starts >= MAX_STARTS:
                 raise PaidonceError(
-                    f"the worker of this command ended with code {code}; the end of {self.log}:\n{self.last_words()}"
+                    f"the worker of this command ended with code {code}; the end of {self.log}:\n{self.last_words()}",
+                    log=self.last_words().split("\n"),
                 )
         self._start()
 
@@ -80,12 +82,12 @@ class BackgroundWorker:
 
     def _start(self) -> None:
         self._starts += 1
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.log.parent, is_ours=True)
         name = f"paidonce-run-{os.getpid()}-{self._starts}"
         arguments = worker_arguments(
             name=name, log_level="INFO", concurrency=self._settings.concurrency, queues=self._queues
         )
-        with self.log.open("ab") as log:
+        with open(self.log, "ab", opener=private_opener) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "paidonce.cli.attached_worker", *arguments, *_ALONE],
                 env=self._environment,

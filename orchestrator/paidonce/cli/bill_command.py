@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.cost_documents import itemised_bill_document
 from paidonce.cli.cost_text import short_usd
-from paidonce.cli.output import json_option, output_console, print_json
+from paidonce.cli.output import SafeTable, json_option, output_console, print_exact, print_json, tell_lines
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import usd_string
 from paidonce_models.store.bill_statements import recomputing_statements
@@ -38,18 +37,18 @@ def bill(run: str, as_json: bool, as_sql: bool) -> None:
     with client.database.read_at_once() as connection:
         found = read_itemised_bill(connection, resolve_run(connection, client.settings.namespace, run))
     if as_sql:
-        click.echo("\n\n".join(f"{statement};" for statement in recomputing_statements(found.run_id)))
+        print_exact("\n\n".join(f"{statement};" for statement in recomputing_statements(found.run_id)) + "\n")
     elif as_json:
         print_json(itemised_bill_document(found))
     else:
         _print_tree(found)
         click.echo(f"\n{bill_text(found.bill)}")
         for line in _remarks(found):
-            click.echo(line)
+            tell_lines(line)
 
 
 def _print_tree(found: ItemisedBill) -> None:
-    table = Table(box=None, pad_edge=False)
+    table = SafeTable(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("cause")
     for heading in ("duration", "input", "output", "money"):

@@ -13,12 +13,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import click
-from rich.table import Table
 
 from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client, workers_alive
 from paidonce.cli.documents import Document, time_text
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import SafeTable, json_option, output_console, print_json, say, tell
 from paidonce.client import Client
 from paidonce.policies import describe_failure, parse_duration
 from paidonce.settings import Settings
@@ -58,7 +57,7 @@ def breakers(context: click.Context, moves: int, as_json: bool) -> None:
     else:
         output_console().print(_table(states))
     if transitions:
-        click.echo()
+        tell()
         output_console().print(_moves(transitions))
 
 
@@ -119,7 +118,7 @@ def _move_by_hand(name: str, as_json: bool, act: Callable[[Any, str], object], d
     if as_json:
         print_json({"circuit": name, "changed": bool(moves)})
     else:
-        click.echo(f"Circuit {name} is {done}." if moves else f"Circuit {name} was so already.")
+        tell(f"Circuit {name} is {done}." if moves else f"Circuit {name} was so already.")
 
 
 def _note_unknown(client: Client, name: str, remembered: set[str]) -> None:
@@ -174,8 +173,8 @@ def _move(each: TransitionView) -> Document:
     }
 
 
-def _table(states: Sequence[Any]) -> Table:
-    table = Table("circuit", "state", "since", "tried again", "failures in a row", "why", box=None, pad_edge=False)
+def _table(states: Sequence[Any]) -> SafeTable:
+    table = SafeTable("circuit", "state", "since", "tried again", "failures in a row", "why", box=None, pad_edge=False)
     for status in states:
         table.add_row(
             status.circuit,
@@ -188,8 +187,8 @@ def _table(states: Sequence[Any]) -> Table:
     return table
 
 
-def _moves(transitions: Sequence[TransitionView]) -> Table:
-    table = Table("at", "circuit", "from", "to", "why", "by", box=None, pad_edge=False)
+def _moves(transitions: Sequence[TransitionView]) -> SafeTable:
+    table = SafeTable("at", "circuit", "from", "to", "why", "by", box=None, pad_edge=False)
     for each in transitions:
         table.add_row(
             _second(time_text(each.at)), each.circuit, each.from_state, each.to_state, each.reason, each.worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from paidonce.cli.connections import check_broker
-from paidonce.cli.output import json_option, print_json
+from paidonce.cli.output import json_option, print_json, tell
 from paidonce.embedded import embedded_status, stop_embedded
 from paidonce.settings import load_settings
 from paidonce_models.errors import ConfigurationError
@@ -26,16 +26,16 @@ def status(as_json: bool) -> None:
         if as_json:
             print_json({"embedded": False, "running": True, "url": url})
         else:
-            click.echo(f"The configured broker {url} answers.")
+            tell(f"The configured broker {url} answers.")
         return
     found = embedded_status(settings.home)
     if as_json:
         document = {"embedded": True, "running": found.running, "url": found.url, "pid": found.pid}
         print_json({**document, "version": found.version, "log": str(found.log_path)})
     elif found.running:
-        click.echo(f"The embedded Valkey {found.version} runs as process {found.pid} at {found.url}.")
+        tell(f"The embedded Valkey {found.version} runs as process {found.pid} at {found.url}.")
     else:
-        click.echo(f"The embedded Valkey of {settings.home} does not run; it starts when it is needed.")
+        tell(f"The embedded Valkey of {settings.home} does not run; it starts when it is needed.")
 
 
 @broker.command()
@@ -52,4 +52,4 @@ def stop(as_json: bool) -> None:
     if as_json:
         print_json({"stopped": stopped})
     else:
-        click.echo("Stopped." if stopped else f"No embedded Valkey of {settings.home} was running.")
+        tell("Stopped." if stopped else f"No embedded Valkey of {settings.home} was running.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
-from rich.table import Table
 
 from paidonce.budget_texts import EXAMPLE, parse_words
 from paidonce.budgets import list_budgets, remove_budget, set_budget
 from paidonce.cli.connections import held_agents, open_client, workers_alive
 from paidonce.cli.documents import Document
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import SafeTable, json_option, output_console, print_json, say, tell
 from paidonce.client import Client
 from paidonce_models.budgets import AGENT, Budget, Period, Unit, amount_text
 from paidonce_models.errors import InvalidInput, NotFound
@@ -56,7 +55,7 @@ def set_command(words: Sequence[str], as_json: bool) -> None:
         return
     for each, before in changes:
         was = "" if before is None else f" (it was {amount_text(before, each.unit)})"
-        click.echo(f"{each.name}: {amount_text(each.amount, each.unit)}{was}")
+        tell(f"{each.name}: {amount_text(each.amount, each.unit)}{was}")
 
 
 @budget.command("remove")
@@ -84,7 +83,7 @@ def remove_command(words: Sequence[str], as_json: bool) -> None:
         print_json({"removed": {unit.value: amount for unit, amount in removed.items()}})
         return
     for unit, amount in removed.items():
-        click.echo(f"{unit}: {'there was none' if amount is None else f'removed, it was {amount_text(amount, unit)}'}")
+        tell(f"{unit}: {'there was none' if amount is None else f'removed, it was {amount_text(amount, unit)}'}")
 
 
 @budget.command("list")
@@ -130,8 +129,8 @@ def _usd(each: Budget, amount: int | None) -> str | None:
     return decimal_usd_string(amount) if each.unit is Unit.USD else None
 
 
-def _table(standings: Sequence[BudgetStanding]) -> Table:
-    table = Table("subject", "per", box=None, pad_edge=False)
+def _table(standings: Sequence[BudgetStanding]) -> SafeTable:
+    table = SafeTable("subject", "per", box=None, pad_edge=False)
     for title in ("limit", "spent", "reserved", "left", "held steps"):
         table.add_column(title, justify="right")
     table.add_column("from")

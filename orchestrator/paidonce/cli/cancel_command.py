@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from paidonce.cli.connections import open_client
-from paidonce.cli.output import json_option, print_json
+from paidonce.cli.output import json_option, print_json, tell
 from paidonce_models.states import RunState
 
 
@@ -26,8 +26,8 @@ def cancel(run: str, as_json: bool) -> None:
     if as_json:
         print_json({"run_id": handle.id, "state": state.value, "cancel_requested": requested})
     elif not requested:
-        click.echo(f"Run {handle.id} had already ended: {state}.")
+        tell(f"Run {handle.id} had already ended: {state}.")
     elif state is RunState.CANCELLED:
-        click.echo(f"Run {handle.id} is cancelled.")
+        tell(f"Run {handle.id} is cancelled.")
     else:
-        click.echo(f"Run {handle.id} was asked to end; it is {state} until its agent has.")
+        tell(f"Run {handle.id} was asked to end; it is {state} until its agent has.")

@@ -10,6 +10,7 @@ from paidonce.client import Client
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.store.workers import LiveWorker, live_workers
 
 
@@ -30,7 +31,7 @@ def open_database(settings: Settings) -> Database:
 def make_home(settings: Settings) -> None:
     """Create PAIDONCE_HOME, where the embedded store and broker live."""
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.home, is_ours=True)
     except OSError as error:
         raise ConfigurationError(
             f"PAIDONCE_HOME is {settings.home}, which cannot be created: {error.strerror}; "

@@ -10,6 +10,7 @@ from paidonce_models.money import decimal_usd_string
 from paidonce_models.store.cost_views import ViewRows
 from paidonce_models.store.costs import CostRow, CostTable
 from paidonce_models.store.itemised_bills import BilledAttempt, BilledCall, BilledStep, ItemisedBill, Spent
+from paidonce_models.visible_text import csv_cell
 
 _MEASURES = (
     "calls",
@@ -45,12 +46,16 @@ def cost_table_document(table: CostTable) -> Document:
 
 
 def cost_table_csv(table: CostTable) -> str:
-    """One line per row under a line of names; empty is unknown. What a limit left out is not in it."""
+    """One line per row under a line of names; empty is unknown. What a limit left out is not in it.
+
+    No cell is a formula to a spreadsheet: see ``csv_cell``.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*table.by, *_MEASURES], lineterminator="\n")
-    writer.writeheader()
+    names = [*table.by, *_MEASURES]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writerow({name: csv_cell(name) for name in names})  # a tag's name is anybody's text
     for row in table.rows:
-        writer.writerow(cost_row_document(row))
+        writer.writerow({name: csv_cell(value) for name, value in cost_row_document(row).items()})
     return text.getvalue()
 
 
@@ -63,7 +68,9 @@ def view_document(found: ViewRows) -> Document:
 def view_csv(found: ViewRows) -> str:
     """The rows of a view under its columns' names; empty is unknown."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([found.columns, *found.rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        [csv_cell(value) for value in row] for row in (found.columns, *found.rows)
+    )
     return text.getvalue()
 
 

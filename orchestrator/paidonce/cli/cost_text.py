@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 
-from paidonce.cli.output import output_console, shortened
+from paidonce.cli.output import SafeTable, output_console, shortened
 from paidonce_models.money import NANOUSD_PER_USD, usd_string
 from paidonce_models.store.cost_views import ViewRows
 from paidonce_models.store.costs import CostRow, CostTable
@@ -17,7 +16,7 @@ CENT_NANOUSD = NANOUSD_PER_USD // 100
 
 def print_cost_table(table: CostTable) -> None:
     """The rows, what a limit left out, the total, and beside it what may have been billed besides."""
-    shown = Table(box=None, pad_edge=False)
+    shown = SafeTable(box=None, pad_edge=False)
     for name in table.by:
         shown.add_column(name, overflow="fold")
     for heading in ("calls", "input", "output", "money"):
@@ -42,7 +41,7 @@ def print_view(found: ViewRows) -> None:
     if not found.rows:
         click.echo("No rows.")
         return
-    table = Table(box=None, pad_edge=False)
+    table = SafeTable(box=None, pad_edge=False)
     for number, name in enumerate(found.columns):
         is_number = any(not isinstance(row[number], str | None) for row in found.rows)
         heading = name.removesuffix("_nanousd").replace("_", " ")

@@ -11,7 +11,7 @@ from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client
 from paidonce.cli.cost_documents import cost_table_csv, cost_table_document, view_csv, view_document
 from paidonce.cli.cost_text import print_cost_table, print_view
-from paidonce.cli.output import json_option, print_json, say
+from paidonce.cli.output import json_option, print_exact, print_json, say
 from paidonce.client import Client
 from paidonce.costs import LONG_LIST_LIMIT, answer, cost_question, costs_sql
 from paidonce_models.errors import InvalidInput
@@ -78,13 +78,13 @@ def costs(
         limit=limit,
     )
     if as_sql:
-        click.echo(f"{costs_sql(client.database, question)};")
+        print_exact(f"{costs_sql(client.database, question)};\n")
         return
     table = answer(client.database, question)
     if as_json:
         print_json(cost_table_document(table))
     elif as_csv:
-        click.echo(cost_table_csv(table), nl=False)
+        print_exact(cost_table_csv(table))
         if table.others_rows:
             say(f"{table.others_rows:,} more rows are left out, with {table.others_calls:,} calls; --limit shows more.")
     else:
@@ -101,14 +101,14 @@ def _show_view(client: Client, name: str, limit: int, form: tuple[bool, bool, bo
     as_json, as_csv, as_sql = form
     namespace = client.settings.namespace
     if as_sql:
-        click.echo(f"{view_sql(name, namespace, limit=limit)};")
+        print_exact(f"{view_sql(name, namespace, limit=limit)};\n")
         return
     with client.database.read_at_once() as connection:
         found = read_view(connection, name, namespace, limit=limit)
     if as_json:
         print_json(view_document(found))
     elif as_csv:
-        click.echo(view_csv(found), nl=False)
+        print_exact(view_csv(found))
     else:
         print_view(found)
     if not found.is_complete:

@@ -6,7 +6,7 @@ import click
 from alembic.util.exc import CommandError
 
 from paidonce.cli.connections import open_database
-from paidonce.cli.output import json_option, print_json
+from paidonce.cli.output import json_option, print_json, tell
 from paidonce.settings import load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import SchemaMismatch
@@ -37,9 +37,9 @@ def upgrade_store(as_json: bool) -> None:
     if as_json:
         print_json({"store": _shown(database), "schema": schema, "was": before, "changed": schema != before})
     elif schema == before:
-        click.echo(f"The store {_shown(database)} is at schema {schema} already.")
+        tell(f"The store {_shown(database)} is at schema {schema} already.")
     else:
-        click.echo(f"The store {_shown(database)} is at schema {schema} now (was {before or 'empty'}).")
+        tell(f"The store {_shown(database)} is at schema {schema} now (was {before or 'empty'}).")
 
 
 @db.command("check")
@@ -60,8 +60,8 @@ def check_store(as_json: bool) -> None:
     if as_json:
         print_json({"store": _shown(database), "schema": found, "matches": True})
     else:
-        click.echo(f"The store {_shown(database)} is at schema {found}, as it should be.")
+        tell(f"The store {_shown(database)} is at schema {found}, as it should be.")
 
 
 def _shown(database: Database) -> str:
-    return database.url.render_as_string(hide_password=True)
+    return database.shown_url

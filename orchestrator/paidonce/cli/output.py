@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from paidonce_models.errors import PaidonceError
+from paidonce_models.masking import mask, mask_values
+from paidonce_models.safe_logs import make_safe
+from paidonce_models.visible_text import UNSAFE_WITHIN_LINES, visible, visible_lines
 
 T = TypeVar("T")
 MOST_CHARACTERS_OF_A_CELL: Final = 500
@@ -30,23 +36,29 @@ def json_option(command: AnyCommand) -> AnyCommand:
 
 
 def print_json(document: object) -> None:
-    """Write one JSON document as UTF-8, whatever the terminal's encoding; indented where a person looks at it."""
+    """Write one JSON document as UTF-8, whatever the terminal's encoding; indented where a person looks at it.
+
+    It is exact: whatever a terminal could obey or hide is an escape of JSON's own, which a parser turns back.
+    """
     indent = 2 if sys.stdout.isatty() else None
-    try:
-        data = json.dumps(document, ensure_ascii=False, indent=indent).encode()
-    except UnicodeEncodeError:  # a lone surrogate, which only an escape can carry
-        data = json.dumps(document, indent=indent).encode()
-    click.echo(data)
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    click.echo(UNSAFE_WITHIN_LINES.sub(_json_escape, text).encode())
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]
 
 
 def error_document(error: PaidonceError, extra: Mapping[str, object] | None = None) -> dict[str, object]:
     """What ``--json`` prints for an error; ``extra`` stands beside it."""
-    return {"error": error.to_json(), **({} if extra is None else extra)}
+    told = error.to_json()
+    told = {**told, "message": mask(error.message), "details": mask_values(error.details)}
+    return {"error": told, **({} if extra is None else extra)}
 
 
 def foreign_error_document(error: BaseException, code: str, message: str) -> dict[str, object]:
     """What ``--json`` prints for an error that is none of ours."""
-    return {"error": {"type": type(error).__name__, "code": code, "message": message, "details": {}}}
+    return {"error": {"type": type(error).__name__, "code": code, "message": mask(message), "details": {}}}
 
 
 def interruption_document(interruption: BaseException) -> dict[str, object]:
@@ -55,13 +67,46 @@ def interruption_document(interruption: BaseException) -> dict[str, object]:
 
 
 def say(message: str) -> None:
-    """A line for people, on standard error."""
-    click.echo(message, err=True)
+    """A line for people, on standard error; one line whatever is in it, and no credential."""
+    click.echo(visible(mask(message)), err=True)
 
 
-def say_error(message: str) -> None:
-    """An error for people, on standard error."""
-    click.secho(f"Error: {message}", err=True, fg="red")
+def say_error(message: str, lines: Sequence[str] = ()) -> None:
+    """An error for people, on standard error, on one line; below it ``lines`` that explain it, such as a log's end."""
+    click.secho("\n".join(visible(mask(line)) for line in (f"Error: {message}", *lines)), err=True, fg="red")
+
+
+def tell(line: str = "") -> None:
+    """A line for people, on standard output; what it quotes of the store is on this one line."""
+    click.echo(visible(line))
+
+
+def tell_lines(text: str, *, end: str = "\n") -> None:
+    """Text of several lines for people, on standard output: line feeds stay, nothing else that a terminal obeys."""
+    click.echo(visible_lines(text) + end, nl=False)
+
+
+def print_exact(text: str) -> None:
+    """SQL or CSV: to a file or another program exactly as it is, to a terminal without what that obeys."""
+    click.echo(visible_lines(text) if sys.stdout.isatty() else text, nl=False)
+
+
+class SafeTable(Table):
+    """A table whose cells come from the store; each is one line without anything that a terminal obeys."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """As ``Table.add_row``; texts are never markup."""
+        super().add_row(*(_safe_cell(cell) for cell in cells), **options)
+
+    def add_column(self, header: RenderableType = "", *rest: Any, **options: Any) -> None:
+        """As ``Table.add_column``; a view's columns and a tag's name are headings."""
+        super().add_column(_safe_cell(header) or "", *rest, **options)
+
+
+def _safe_cell(cell: RenderableType | None) -> RenderableType | None:
+    if isinstance(cell, Text):
+        return Text(visible(cell.plain), style=cell.style)
+    return Text(visible(cell)) if isinstance(cell, str) else cell
 
 
 def error_console() -> Console:
@@ -95,3 +140,4 @@ def tags_text(tags: Mapping[str, str]) -> str:
 def configure_logging() -> None:
     """Warnings and worse go to standard error, one line each."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    make_safe(logging.getLogger().handlers)

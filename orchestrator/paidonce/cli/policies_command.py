@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import click
 
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import json_option, output_console, print_json, say, tell
 from paidonce.cli.policy_documents import (
     Held,
     checked_document,
@@ -94,7 +94,8 @@ def show(tool: str, modules: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json(shown_document(held, settings))
         return
-    click.echo(f"{held.resolved.target} ({held.kind})\n")
+    tell(f"{held.resolved.target} ({held.kind})")
+    tell()
     output_console().print(shown_table(held, settings))
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.table import Table
-
 from paidonce.cli.documents import Document
+from paidonce.cli.output import SafeTable
 from paidonce.policies import PolicyBook, ResolvedPolicy
 from paidonce.policies.keys import BREAKER, CIRCUIT, FIELDS, POLICY, RETRY_BUDGET, part_of, value_in, value_text
 from paidonce.registry import AnyStep
@@ -65,9 +64,9 @@ def checked_document(file: str | None, held: Iterable[Held], notes: Sequence[str
     return {"file": file, "targets": [_summary(each) for each in held], "notes": list(notes)}
 
 
-def checked_table(held: Iterable[Held]) -> Table:
+def checked_table(held: Iterable[Held]) -> SafeTable:
     """A line for each tool, step and provider."""
-    table = Table("name", "kind", "policy", box=None, pad_edge=False)
+    table = SafeTable("name", "kind", "policy", box=None, pad_edge=False)
     table.add_column("attempts", justify="right")
     table.add_column("when open")
     table.add_column("circuit")
@@ -97,9 +96,9 @@ def shown_document(held: Held, settings: Settings) -> Document:
     }
 
 
-def shown_table(held: Held, settings: Settings) -> Table:
+def shown_table(held: Held, settings: Settings) -> SafeTable:
     """Each key with its value and source."""
-    table = Table("key", "value", "source", box=None, pad_edge=False)
+    table = SafeTable("key", "value", "source", box=None, pad_edge=False)
     for line in _lines(held, settings):
         table.add_row(line.key, line.text, line.source)
     return table

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from rich.table import Table
-
 from paidonce.cli.documents import Document, time_text
+from paidonce.cli.output import SafeTable
 from paidonce_models.money import decimal_usd_string, usd_string
 from paidonce_models.pricing.rate_card import Bracket, RateCard
 from paidonce_models.pricing.rows import PRICE_NAMES, PriceRow
@@ -47,9 +46,9 @@ def listed_document(name: str, card: RateCard) -> Document:
     }
 
 
-def prices_table(documents: Sequence[Document]) -> Table:
+def prices_table(documents: Sequence[Document]) -> SafeTable:
     """US dollars per million tokens, a line for each row."""
-    table = Table("model", "from", "until", box=None, pad_edge=False)
+    table = SafeTable("model", "from", "until", box=None, pad_edge=False)
     for title in ("input", "cache read", "cache write", "output"):
         table.add_column(title, justify="right")
     table.add_column("source")

@@ -9,7 +9,7 @@ import click
 from paidonce.cli.arguments import read_file
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import Document, time_text
-from paidonce.cli.output import json_option, output_console, print_json, say
+from paidonce.cli.output import json_option, output_console, print_json, say, tell
 from paidonce.cli.price_documents import listed_document, prices_table, row_document, row_text
 from paidonce.client import Client
 from paidonce.price_texts import parse_amount, parse_moment, parse_name, parse_price_file
@@ -56,7 +56,8 @@ def list_prices(name: str | None, at_text: str | None, as_json: bool) -> None:
         return
     output_console().print(prices_table(shown))
     if name is not None:
-        click.echo(f"\nCalls of {name} at {time_text(at)}: {applies or 'no price applies, their cost is unknown'}")
+        tell()
+        tell(f"Calls of {name} at {time_text(at)}: {applies or 'no price applies, their cost is unknown'}")
 
 
 @prices.command("set")
@@ -145,7 +146,7 @@ def import_prices(file: str, as_json: bool) -> None:
         return
     for addition in added:
         _say_added(addition)
-    click.echo(f"{len(added)} added, {len(additions) - len(added)} there already.")
+    tell(f"{len(added)} added, {len(additions) - len(added)} there already.")
 
 
 def _listed_and_applied(
@@ -183,14 +184,12 @@ def _ended(addition: Addition) -> Document | None:
 def _say_added(addition: Addition) -> None:
     row = addition.row
     if addition.change is Change.UNCHANGED:
-        click.echo(f"{row.name}: {row.label} says so already.")
+        tell(f"{row.name}: {row.label} says so already.")
         return
     until = "" if row.valid_until is None else f" until {time_text(row.valid_until)}"
-    click.echo(
-        f"{row.name}: {row_text(row)} per million tokens from {time_text(row.valid_from)}{until} (own:{row.id})."
-    )
+    tell(f"{row.name}: {row_text(row)} per million tokens from {time_text(row.valid_from)}{until} (own:{row.id}).")
     if addition.ended is not None:
-        click.echo(f"  The row own:{addition.ended.id} ends there.")
+        tell(f"  The row own:{addition.ended.id} ends there.")
 
 
 def _read(file: str) -> tuple[bytes, str]:

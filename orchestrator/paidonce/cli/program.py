@@ -1,7 +1,7 @@
 """The program ``paidonce``: its commands, each imported when it is called, and what an error looks like.
 
-An error of ours is one line and an exit code; anything else is a bug and shows its traceback. With ``--json`` there
-is a document on standard output either way.
+An error of ours is one line and an exit code; anything else is a bug and shows its traceback, without the words of
+exceptions that may quote what was handed over. With ``--json`` there is a document on standard output either way.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,9 @@ from paidonce.cli.output import (
     say_error,
 )
 from paidonce_models.errors import PaidonceError
+from paidonce_models.log_texts import cause_of
+from paidonce_models.safe_logs import safe_trace
+from paidonce_models.visible_text import visible, visible_lines
 
 FULL_OR_BROKEN_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
@@ -66,6 +69,9 @@ COMMANDS = {
     "broker": CommandPlace("paidonce.cli.broker_command", "broker", "Look at the embedded broker, or stop it."),
     "drill": CommandPlace("paidonce.cli.drill_command", "drill", "Break things on purpose and count what it costs."),
 }
+
+
+_EXTRA_ARGUMENTS = re.compile(r"(?s)(Got unexpected extra arguments?) \(.*\)")
 
 
 class LazyGroup(click.Group):
@@ -114,14 +120,23 @@ def run_program(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except click.ClickException as error:
-        error.show()
+        # An input that the shell has split up arrives as arguments that nobody expects: it is not repeated.
+        said = _EXTRA_ARGUMENTS.sub(r"\1; quote the input for the shell", error.format_message())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+            click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
+        say_error(said)
         if as_json:
-            print_json(foreign_error_document(error, "usage", error.format_message()))
+            print_json(foreign_error_document(error, "usage", visible(said)))
         return error.exit_code if not isinstance(error, click.UsageError) else EXIT_USAGE
     except PaidonceError as error:
         if as_json:
             print_json(error_document(error))
-        say_error(error.message)
+        log = error.details.get("log")
+        if isinstance(log, list):  # lines of ours below the message, which holds them too
+            say_error(error.message.partition("\n")[0], [str(line) for line in log])
+        else:
+            say_error(error.message)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as interruption:
         if as_json:
@@ -148,7 +163,7 @@ def run_program(arguments: Sequence[str]) -> int:
 
 def _show_bug(error: Exception, *, as_json: bool) -> int:
     """Of an error that is being handled."""
-    traceback.print_exc()
+    click.echo(visible_lines(safe_trace(error)), err=True)
     if as_json:
-        print_json(foreign_error_document(error, "unexpected", str(error)))
+        print_json(foreign_error_document(error, "unexpected", cause_of(error)))
     return EXIT_FAILED

@@ -10,10 +10,9 @@ from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from paidonce.cli.output import error_console, say
+from paidonce.cli.output import SafeTable, error_console, say
 from paidonce_models.store.queries import StepView
 
 STYLES = {
@@ -69,7 +68,7 @@ class PlainProgress:
             now = (step.state, step.attempts)
             if self._seen.get(step.step) != now:
                 self._seen[step.step] = now
-                say(f"step {step.step} {step.name}: {step.state}{_remarks(step)}")
+                say(f"step {step.step} {step.name}: {step.state}{_remarks(step, quoting=False)}")
         if run_state != self._run_state:
             self._run_state = run_state
             say(f"run: {run_state}")
@@ -97,7 +96,7 @@ class LiveProgress:
 
     def _picture(self, run_state: str, steps: Sequence[StepView]) -> RenderableType:
         rows = max(_FEWEST_ROWS, self._console.height - _LINES_AROUND_THE_TABLE)
-        table = Table("step", "name", "state", "time", box=None, pad_edge=False)
+        table = SafeTable("step", "name", "state", "time", box=None, pad_edge=False)
         for step in steps[-rows:]:
             state = Text(f"{step.state}{_remarks(step)}", style=STYLES.get(step.state, ""))
             table.add_row(str(step.step), Text(step.name), state, _seconds(step))
@@ -106,8 +105,8 @@ class LiveProgress:
         return Group(table, Text(f"run {run_state}: {summary}", style="bold"))
 
 
-def _remarks(step: StepView) -> str:
-    """What is out of the ordinary about a step."""
+def _remarks(step: StepView, *, quoting: bool = True) -> str:
+    """What is out of the ordinary about a step; without ``quoting`` of its error only the type, as for a log."""
     remarks = []
     if step.attempts > 1:
         remarks.append(f"attempt {step.attempts}")
@@ -116,7 +115,8 @@ def _remarks(step: StepView) -> str:
     if step.waits_for is not None:
         remarks.append(step.waits_for)
     elif step.error is not None:
-        remarks.append(f"{step.error.get('type', 'Error')}: {str(step.error.get('message', ''))[:200]}")
+        words = f": {str(step.error.get('message', ''))[:200]}" if quoting else ""
+        remarks.append(f"{step.error.get('type', 'Error')}{words}")
     return f" ({', '.join(remarks)})" if remarks else ""
 
 

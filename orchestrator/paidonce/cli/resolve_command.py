@@ -6,7 +6,7 @@ import click
 
 from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.connections import open_client
-from paidonce.cli.output import json_option, print_json, say
+from paidonce.cli.output import json_option, print_json, say, tell
 from paidonce.module_loading import load_modules
 from paidonce.settings import load_settings
 from paidonce_models.encoding import decode_json
@@ -53,7 +53,7 @@ def resolve(
         print_json({"run_id": handle.id, "step": step, "resolved": outcome})
     else:
         says = {"succeeded": "succeeded", "failed": "failed", "retry": "is tried again"}[outcome]
-        click.echo(f"Step {step} of run {handle.id} {says}; the run goes on.")
+        tell(f"Step {step} of run {handle.id} {says}; the run goes on.")
 
 
 def _result(text: str) -> object:

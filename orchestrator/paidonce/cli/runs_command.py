@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 
 from paidonce.cli.arguments import MOST_ROWS
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_line, time_text
-from paidonce.cli.output import json_option, output_console, print_json, say, tags_text
+from paidonce.cli.output import SafeTable, json_option, output_console, print_json, say, tags_text
 from paidonce_models.states import RunState
 
 
@@ -26,7 +25,7 @@ def runs(state: str | None, agent: str | None, limit: int, as_json: bool) -> Non
     if not found:
         say("No runs.")
         return
-    table = Table("run", "agent", "state", "key", "created", "tags", box=None, pad_edge=False)
+    table = SafeTable("run", "agent", "state", "key", "created", "tags", box=None, pad_edge=False)
     for run in found:
         why = f" ({run.state_reason})" if run.state_reason else ""
         table.add_row(

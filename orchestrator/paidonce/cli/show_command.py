@@ -6,13 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 
 import click
-from rich.table import Table
 
 from paidonce.cli.arguments import LAST_STEP
 from paidonce.cli.bill_text import bill_text
 from paidonce.cli.connections import open_client
 from paidonce.cli.documents import run_document, step_document, time_text, value_of
-from paidonce.cli.output import first_and_last, json_option, output_console, print_json, shortened, tags_text
+from paidonce.cli.output import (
+    SafeTable,
+    first_and_last,
+    json_option,
+    output_console,
+    print_json,
+    shortened,
+    tags_text,
+    tell,
+    tell_lines,
+)
 from paidonce.client import Client
 from paidonce_models.errors import NotFound
 from paidonce_models.store.bills import Bill, read_bill
@@ -86,7 +95,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
         }
     )
     if steps:
-        table = Table(
+        table = SafeTable(
             "step", "name", "kind", "state", "attempts", "worker", "finished", "error", box=None, pad_edge=False
         )
         first, last = first_and_last(steps)
@@ -112,7 +121,7 @@ def _print_run(run: RunView, steps: Sequence[StepView], bill: Bill) -> None:
             )
         for step in [*first, *last]:
             if step.waits_for is not None:
-                click.echo(f"step {step.step} is {step.state}: {step.waits_for}")
+                tell(f"step {step.step} is {step.state}: {step.waits_for}")
     click.echo(f"\n{bill_text(bill)}")
 
 
@@ -132,7 +141,8 @@ def _print_step(
         }
     )
     for attempt in attempts:
-        click.echo(f"\nattempt {attempt.number}: {attempt.outcome or 'under way'}")
+        tell()
+        tell(f"attempt {attempt.number}: {attempt.outcome or 'under way'}")
         _print_pairs(
             {
                 "  worker": attempt.worker,
@@ -142,7 +152,7 @@ def _print_step(
             }
         )
         if attempt.traceback:
-            click.echo("".join(f"    {line}" for line in attempt.traceback.splitlines(keepends=True)))
+            tell_lines("".join(f"    {line}\n" for line in attempt.traceback.rstrip("\n").split("\n")))
 
 
 def _print_pairs(pairs: Mapping[str, str | None]) -> None:
@@ -150,7 +160,7 @@ def _print_pairs(pairs: Mapping[str, str | None]) -> None:
     width = max(len(name) for name in pairs)
     for name, value in pairs.items():
         if value:
-            click.echo(f"{name:<{width}}  {value}")
+            tell(f"{name:<{width}}  {value}")
 
 
 def _shown(data: bytes | None) -> str | None:

@@ -25,6 +25,7 @@ from paidonce.embedded import stop_embedded
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import ConfigurationError, StoreError
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import upgrade
 
 POLL_SECONDS = 0.1
@@ -110,7 +111,7 @@ def run_crash_drill(drill: CrashDrill, say: Callable[[str], None], folder: Path 
 
 
 def _prepare_store(settings: Settings) -> None:
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.home, is_ours=True)
     database = Database(settings.database_url, pool_size=1)
     try:
         upgrade(database)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from paidonce.drill.evidence import Kill
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.private_files import make_private_folder, private_opener
 
 DRILL_AGENTS = "paidonce.drill.agents"
 START_SECONDS = 30.0
@@ -25,7 +26,7 @@ class CountingServerProcess:
     """The counting server, a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         port_file = folder / "counting-server.port"
         port_file.unlink(missing_ok=True)
         self.process = subprocess.Popen(
@@ -98,7 +99,7 @@ class Fleet:
         pool = self.pool_of(number)
         arguments = [*self._arguments, *(() if pool is None else ("--pool", pool))]
         name = f"drill{number}-{time.time_ns()}@%h"
-        with self.log(number).open("ab") as log:
+        with open(self.log(number), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", name, *arguments],
                 env={**self._environment, **environment},

@@ -24,6 +24,7 @@ from paidonce.embedded import stop_embedded
 from paidonce.policies import BreakerPolicy
 from paidonce.settings import load_settings
 from paidonce_models.database import Database
+from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import upgrade
 
 POLL_SECONDS = 0.05
@@ -95,7 +96,7 @@ def run_side(drill: OutageDrill, *, has_breaker: bool, say: Callable[[str], None
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paidonce-drill-")))
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         policies = folder / "paidonce.yaml"
         policies.write_text(POLICIES, encoding="utf-8")
         given = {
@@ -107,7 +108,7 @@ def run_side(drill: OutageDrill, *, has_breaker: bool, say: Callable[[str], None
         given |= {} if drill.database_url is None else {"database_url": drill.database_url}
         given |= {} if drill.broker_url is None else {"broker_url": drill.broker_url}
         settings = load_settings(**given)
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.home, is_ours=True)
         database = Database(settings.database_url, pool_size=1)
         upgrade(database)
         database.close()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paidonce_models.errors import BrokerUnreachable
+from paidonce_models.private_files import make_private_folder, private_opener
 
 MAX_SOCKET_PATH_BYTES = 100
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@-]+")
@@ -52,7 +53,7 @@ class EmbeddedFiles:
     def create(self) -> None:
         """Make the folder, readable by this user only: whoever reaches the socket may do anything."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self.folder, is_ours=True)
         except OSError as error:
             raise BrokerUnreachable(
                 f"the embedded Valkey needs the folder {self.folder}: {error.strerror}; set PAIDONCE_HOME to a folder "
@@ -77,7 +78,8 @@ class EmbeddedFiles:
         path.unlink(missing_ok=True)
         record = self.folder / "socket"
         fresh = record.with_suffix(".new")
-        fresh.write_text(f"{path}\n", encoding="utf-8")
+        with open(fresh, "w", encoding="utf-8", opener=private_opener) as text:
+            text.write(f"{path}\n")
         fresh.replace(record)
         return path
 

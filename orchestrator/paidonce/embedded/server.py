@@ -196,6 +196,7 @@ def _start(files: EmbeddedFiles) -> Path:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,  # its log, its append-only files
             pass_fds=(alive.descriptor,),
             timeout=START_SECONDS,
             check=False,

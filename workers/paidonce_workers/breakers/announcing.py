@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
+from paidonce_models.log_texts import failure_of
 from paidonce_workers.breakers.own_threads import Begin
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,12 @@ class Announcer:
         while (news := self._waiting.get()) is not None:
             try:
                 news()
-            except Exception:
-                log.exception("news of a circuit could not be told", extra={"event": "breaker_listener_failed"})
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                log.error(
+                    "news of a circuit could not be told: %s",
+                    failure_of(error),
+                    extra={"event": "breaker_listener_failed"},
+                )
             del news
             dropped, self._dropped = self._dropped, 0
             if dropped:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pybreaker
 
 from paidonce.policies import BreakerPolicy
+from paidonce_models.log_texts import failure_of, loggable
 from paidonce_workers.breakers.admission import Admission, CircuitChange, change_of
 from paidonce_workers.breakers.announcing import Announcer
 from paidonce_workers.breakers.circuit import Answer, Verdict
@@ -207,5 +208,10 @@ class SharedCircuitBreaker(pybreaker.CircuitBreaker):
         for listener in self.listeners:
             try:
                 listener.state_change(self, before, after)
-            except Exception:
-                log.exception("a listener of circuit %s failed", self.name, extra={"event": "breaker_listener_failed"})
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                log.error(
+                    "a listener of circuit %s failed: %s",
+                    loggable(str(self.name)),
+                    failure_of(error),
+                    extra={"event": "breaker_listener_failed"},
+                )

@@ -18,6 +18,7 @@ import pybreaker
 from paidonce.broker_urls import redis_url
 from paidonce.policies import BreakerPolicy, RetryBudgetPolicy
 from paidonce.settings import Settings
+from paidonce_models.log_texts import failure_of, loggable
 from paidonce_workers.breakers.admission import Admission, CircuitChange, CircuitStatus
 from paidonce_workers.breakers.announcing import Announcer
 from paidonce_workers.breakers.breaker import SharedCircuitBreaker
@@ -289,7 +290,10 @@ class _Subscribers(pybreaker.CircuitBreakerListener):
         for listener in self._listeners:
             try:
                 listener(change)
-            except Exception:
-                log.exception(
-                    "a listener of circuit %s failed", change.circuit, extra={"event": "breaker_listener_failed"}
+            except Exception as error:  # noqa: BLE001 - told by type and place
+                log.error(
+                    "a listener of circuit %s failed: %s",
+                    loggable(change.circuit),
+                    failure_of(error),
+                    extra={"event": "breaker_listener_failed"},
                 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 # Python imports it when a host is first looked up. A child forked at that moment would wait for ever for the import
 # of a thread that it does not have.
 import encodings.idna  # noqa: F401
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +20,8 @@ from redis.retry import Retry
 
 from paidonce.broker_urls import redis_client_url
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.log_texts import loggable
+from paidonce_models.masking import mask
 
 CONNECT_SECONDS: Final = 1.0
 """Connections are made in a thread that nobody waits for longer than a call may be delayed."""
@@ -43,7 +44,9 @@ def connection_maker(url: str, setting: str) -> Callable[[], AbstractConnection]
     try:
         options: dict[str, Any] = parse_url(redis_client_url(url))  # type: ignore[no-untyped-call]  # redis-py's own
     except ValueError as error:
-        raise ConfigurationError(f"{setting}: {shown(url)} is no address of a Redis ({error}); correct it") from None
+        raise ConfigurationError(
+            f"{setting}: {shown(url)} is no address of a Redis ({loggable(str(error))}); correct it"
+        ) from None
     kind: type[AbstractConnection] = options.get("connection_class", Connection)
     kept = {name: value for name, value in options.items() if name not in OVERRULED}
     requirement = kept.get("ssl_cert_reqs")
@@ -63,5 +66,5 @@ def connection_maker(url: str, setting: str) -> Callable[[], AbstractConnection]
 
 
 def shown(url: str) -> str:
-    """The address without its user, password and options."""
-    return re.sub(r"://[^/@]*@", "://", url.partition("?")[0])
+    """The address without credentials and options."""
+    return mask(url).partition("?")[0]

@@ -36,6 +36,7 @@ from typing import Final
 from redis.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError
 
+from paidonce_models.log_texts import loggable
 from paidonce_workers.breakers.own_threads import Begin
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Link:
         except (RedisError, OSError) as error:
             self._drop(connection)
             self._lose(_said(error))
-            raise StoreAway(str(error)) from error
+            raise StoreAway(_said(error)) from error
         except BaseException:
             self._drop(connection)  # an interrupt: the answer is still on its way
             raise
@@ -353,4 +354,4 @@ def _is_sound(connection: AbstractConnection) -> bool:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return loggable(" ".join(str(error).split()))[:200] or type(error).__name__
