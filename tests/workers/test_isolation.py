@@ -22,7 +22,7 @@ from paidonce_models.store.claims import Claim, claim_step
 from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.sweeping import take_back
 from paidonce_workers.interrupt import Reason
-from paidonce_workers.isolation import TELL_SECONDS
+from paidonce_workers.isolation.child import TELL_SECONDS
 from tests.services.waiting import wait_until
 from tests.workers.stand import LEASE_SECONDS, Stand
 
@@ -125,7 +125,7 @@ def lost_twice(stand: Stand, name: str) -> str:
         assert claim is not None
         key = LeaseKey(run_id, 1, claim.attempt)
         stand.pass_time(LEASE_SECONDS)
-        stand.database.transact(lambda connection, key=key: take_back(connection, key, why="gone"))  # type: ignore[misc]
+        stand.database.transact(lambda connection, key=key: take_back(connection, key, why="gone", alone=True))  # type: ignore[misc]
     stand.publisher.take()
     return run_id
 

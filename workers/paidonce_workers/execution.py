@@ -42,7 +42,8 @@ from paidonce_workers.declared_body import run_declared
 from paidonce_workers.failed_attempts import FailedAttempts
 from paidonce_workers.held_leases import HeldLease, HeldLeases
 from paidonce_workers.interrupt import Reason, shielded
-from paidonce_workers.isolation import ChildDied, run_in_child
+from paidonce_workers.isolation.child import ChildDied, run_in_child
+from paidonce_workers.isolation.suspicion import is_suspect
 from paidonce_workers.own_claims import OwnClaims
 from paidonce_workers.patience import Patience
 from paidonce_workers.resilience import AttemptCircuits, Gate, StepCircuits, act_on_refusal
@@ -52,9 +53,6 @@ from paidonce_workers.turn import Turn, current_turn, keep_here
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-LOSSES_BEFORE_ISOLATION = 2
-"""After so many lost attempts a step runs alone in a child process, so that it condemns only itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +324,7 @@ class Executor:
         where = f"step {claim.position} ({claim.name}) of run {claim.run_id}"
         limit = attempt.limit_seconds(self._settings.step_timeout_seconds)
         key = key_of(claim)
-        if claim.lost >= LOSSES_BEFORE_ISOLATION:
+        if is_suspect(claim):
             log.warning(
                 "%s lost %d workers and runs alone in a child process",
                 where,
@@ -378,7 +376,7 @@ class Executor:
 
     def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
         def write(connection: Connection) -> Message | None:
-            message = take_back(connection, key_of(claim), why=error.message, anyway=True)
+            message = take_back(connection, key_of(claim), why=error.message, alone=True, anyway=True)
             insert_calls(connection, claim, calls)
             return message
 

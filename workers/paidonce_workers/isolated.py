@@ -19,7 +19,7 @@ from paidonce_models.errors import ConfigurationError
 from paidonce_models.pricing import PriceBook
 from paidonce_workers.capture import install
 from paidonce_workers.declared_body import run_declared
-from paidonce_workers.isolation import ErrorInChild, Teller
+from paidonce_workers.isolation.child import ErrorInChild, Teller
 
 
 def main(answers: int) -> None:

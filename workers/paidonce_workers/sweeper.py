@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 
 from sqlalchemy import Connection, text
 
@@ -28,6 +28,7 @@ from paidonce_models.store.rolling_up import ROLL_UP_BATCH, roll_up
 from paidonce_models.store.standing import restate_stale_runs
 from paidonce_models.store.sweeping import (
     Due,
+    company_of,
     due_timers,
     expired_leases,
     fire_timer,
@@ -46,6 +47,8 @@ GAP_SECONDS = 5.0
 REPEATS_THAT_DOUBT_THE_QUEUE = 3
 """A message that was repeated so often is sent although its queue is not empty: it may not be in there."""
 BLOCK_EVERY_SECONDS = 5.0
+PROCESSES_REMEMBERED = 1_000
+"""Of so many processes that vanished it is known that they ran several steps: their leases expire one by one."""
 ROLL_UP_EVERY_SECONDS = 10.0
 ROLL_UP_BATCHES = 5
 """What a sweep may spend on the ledger's sums; the rest follows in the next one, and queries are right meanwhile."""
@@ -78,6 +81,7 @@ class Sweeper:
         self._lease_seconds = lease_seconds
         self._every_seconds = every_seconds
         self._no_worker_seconds = no_worker_seconds
+        self._company: deque[str] = deque(maxlen=PROCESSES_REMEMBERED)
         self._parking = ParkingLot(database, namespace, breakers)
         self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
         self._stopping = threading.Event()
@@ -214,12 +218,17 @@ class Sweeper:
 
     def _take_back(self, shard: int) -> list[Message]:
         with self._database.read() as connection:
-            expired = expired_leases(connection, namespace=self._namespace, shard=shard)
+            expired = [
+                (key, *company_of(connection, key))
+                for key in expired_leases(connection, namespace=self._namespace, shard=shard)
+            ]
+        self._company.extend({owner for _, owner, held in expired if held > 1})
         messages: list[Message] = []
         why = f"worker not heard of for {self._lease_seconds:g} s"
-        for key in expired:
+        for key, owner, _ in expired:
+            alone = owner not in self._company
             message = self._database.transact(
-                lambda connection, key=key: take_back(connection, key, why=why)  # type: ignore[misc]
+                lambda connection, key=key, alone=alone: take_back(connection, key, why=why, alone=alone)  # type: ignore[misc]
             )
             log.warning(
                 "step %d of run %s: attempt %d is lost, its worker was not heard of",

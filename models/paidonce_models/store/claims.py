@@ -42,6 +42,8 @@ class Claim:
     elapsed_us: int
     """Since the step's first claim, without the time that it was parked."""
     arguments: Encoded
+    blamed: int = 0
+    """How many of the ``lost`` attempts count against the step."""
     has_reservations: bool = False
     """Whether budgets apply: whatever ends this attempt gives back what it has reserved."""
 
@@ -65,7 +67,7 @@ _CLAIM = (
     "started_at_us = coalesce(started_at_us, paidonce_now()) "
     f"WHERE {CLAIMABLE}{{unless}} "
     "RETURNING run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
-    "args_id, lease_expires_at_us - :lease_us AS claimed_at_us, "
+    "blamed, args_id, lease_expires_at_us - :lease_us AS claimed_at_us, "
     "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
     "paidonce_now() - started_at_us - parked_us AS elapsed_us"
 )
@@ -124,7 +126,7 @@ def claim_step(
 
 _FIND = text(
     "SELECT run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
-    "args_id, paidonce_now() AS claimed_at_us, paidonce_now() - started_at_us - parked_us AS elapsed_us, "
+    "blamed, args_id, paidonce_now() AS claimed_at_us, paidonce_now() - started_at_us - parked_us AS elapsed_us, "
     "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
     "(SELECT count(*) FROM reservations r WHERE r.run_id = steps.run_id AND r.position = steps.position "
     "AND r.attempt = steps.attempt) AS reservations "
@@ -163,6 +165,7 @@ def claim_of(
         priority=row.priority,
         lost=row.lost,
         failed=row.failed,
+        blamed=row.blamed,
         claimed_at_us=int(row.claimed_at_us),
         consumed_seq=int(row.consumed_seq),
         elapsed_us=int(row.elapsed_us),
