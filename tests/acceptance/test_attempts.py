@@ -72,7 +72,12 @@ def test_a_step_that_kills_its_process_condemns_only_itself(make_site: Callable[
     first.process.wait(RUN_SECONDS)
     last = site.worker(STEPPING)
     told = run.result(RUN_SECONDS)
-    assert "AttemptsLost" in told and "lost 3 workers that ran nothing else" in told and "SIGKILL" in told and "max_lost=" in told
+    assert (
+        "AttemptsLost" in told
+        and "lost 3 workers that ran nothing else" in told
+        and "SIGKILL" in told
+        and "max_lost=" in told
+    )
     assert last.process.poll() is None
     assert [attempt.outcome for attempt in attempts_of(site, run.id)] == ["lost"] * 3
     assert "runs alone in a child process" in last.log

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from paidonce_models.store.adoption import adopt, hand_back_own
-from paidonce_models.store.leases import LeaseKey, hand_back, renew_leases
+from paidonce_models.store.claims import claim_step, find_suspect
+from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.messages import AdvanceMessage, StepMessage
-from paidonce_models.store.queries import read_attempts
+from paidonce_models.store.suspicion import Suspect
 from paidonce_models.store.sweeping import company_of, take_back
 from tests.models.stored_runs import LEASE_US, SECOND_US, Store, key_of, success
 
@@ -72,47 +72,26 @@ def test_who_was_in_company_is_read_from_the_leases(store: Store) -> None:
     assert store.read(company_of, LeaseKey("nobody", 4, 1)) == ("", 0)
 
 
-def test_an_adopted_lease_is_the_other_process_to_renew_and_to_lose(store: Store) -> None:
+def test_a_suspect_is_left_to_those_who_isolate_it(store: Store) -> None:
     run_id = store.running()
-    claim = store.claimed(run_id)
-    key = key_of(claim)
-    store.clock.move(LEASE_US - SECOND_US)
-    assert store.transact(adopt, key, owner="w1", to="w1-host", lease_us=LEASE_US)
-    store.clock.move(2 * SECOND_US)
-    assert store.transact(take_back, key, why="dead", alone=True) is None, "it has been renewed"
-    assert store.transact(renew_leases, worker="w1", held=[key], lease_us=LEASE_US) == {}
-    assert store.transact(renew_leases, worker="w1-host", held=[key], lease_us=LEASE_US) == {key: "running"}
-    assert [attempt.worker for attempt in store.read(read_attempts, run_id, 1)] == ["w1-host"]
-    store.complete(success(claim))
-    assert step(store, run_id)[0] == "succeeded"
+    lose(store, run_id, alone=False)
+    first = store.transact(claim_step, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False)
+    assert first is not None, "one loss in company is no suspicion"
+    assert store.read(find_suspect, run_id=run_id, position=1) is None, "it runs"
+    store.transact(take_back, key_of(first), why="dead", alone=False, anyway=True)
+    assert store.read(find_suspect, run_id=run_id, position=1) == Suspect(lost=2, blamed=0)
+    assert store.transact(claim_step, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False) is None
+    taken = store.transact(claim_step, run_id=run_id, position=1, worker="host", lease_us=LEASE_US)
+    assert taken is not None and (taken.attempt, taken.lost) == (3, 2)
 
 
-def test_only_a_lease_that_is_still_its_owners_is_adopted(store: Store) -> None:
+def test_one_loss_alone_is_suspicion_enough(store: Store) -> None:
     run_id = store.running(steps=2)
-    key = key_of(store.claimed(run_id))
-    assert not store.transact(adopt, key, owner="w2", to="host", lease_us=LEASE_US), "never its lease"
-    store.transact(hand_back, key, reason="stopping")
-    assert not store.transact(adopt, key, owner="w1", to="host", lease_us=LEASE_US), "handed back"
-    again = store.claimed(run_id)
-    assert not store.transact(adopt, key, owner="w1", to="host", lease_us=LEASE_US), "another attempt"
-    store.complete(success(again))
-    assert not store.transact(adopt, key_of(again), owner="w1", to="host", lease_us=LEASE_US), "finished"
-    assert [attempt.worker for attempt in store.read(read_attempts, run_id, 1)] == ["w1", "w1"]
+    lose(store, run_id, alone=True)
+    assert store.read(find_suspect, run_id=run_id, position=1) == Suspect(lost=1, blamed=1)
+    assert store.read(find_suspect, run_id=run_id, position=2) is None
 
 
-def test_a_cancelled_step_is_adopted_so_that_somebody_ends_its_attempt(store: Store) -> None:
-    run_id = store.running()
-    key = key_of(store.claimed(run_id))
-    store.advance(run_id, cancelled=(1,))
-    assert store.transact(adopt, key, owner="w1", to="host", lease_us=LEASE_US)
-    assert store.transact(renew_leases, worker="host", held=[key], lease_us=LEASE_US) == {key: "cancelled"}
-
-
-def test_what_was_adopted_is_not_handed_back_by_its_former_owner(store: Store) -> None:
-    run_id = store.running()
-    key = key_of(store.claimed(run_id))
-    store.transact(adopt, key, owner="w1", to="host", lease_us=LEASE_US)
-    assert store.transact(hand_back_own, key, owner="w1", reason="no answer") is None
-    assert step(store, run_id)[0] == "running"
-    assert isinstance(store.transact(hand_back_own, key, owner="host", reason="no answer"), StepMessage)
-    assert step(store, run_id) == ("scheduled", 0, 0)
+def test_what_was_lost_in_company_only_is_excluded_in_the_end() -> None:
+    assert [Suspect(lost=lost, blamed=0).must_be_excluded for lost in range(1, 6)] == [False] * 3 + [True] * 2
+    assert not Suspect(lost=5, blamed=2).must_be_excluded

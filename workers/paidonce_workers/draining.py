@@ -51,6 +51,13 @@ class Drain:
 
     def run(self, running: Callable[[], Sequence[Drainable]], seconds: float) -> None:
         """Let go of everything that ``running`` names; takes at most the times of the machinery."""
+        isolated = self._machinery.drain_isolated
+        wait_for_isolated = None if isolated is None else isolated(seconds)
+        self._let_go(running, seconds)
+        if wait_for_isolated is not None:
+            wait_for_isolated()
+
+    def _let_go(self, running: Callable[[], Sequence[Drainable]], seconds: float) -> None:
         if _all_end(running(), seconds):
             return
         for task in running():

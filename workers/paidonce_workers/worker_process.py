@@ -8,14 +8,15 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from paidonce.advance import Advancer, AdvanceSettings
 from paidonce.celery_app import PaidonceCelery
 from paidonce.policies import describe_failure, policies_from_settings
 from paidonce.publishing import Publisher
-from paidonce.registry import Registry
+from paidonce.registry import Registry, default_registry
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.database import Database
@@ -33,6 +34,8 @@ from paidonce_workers.capture import Installation, install
 from paidonce_workers.execution import ExecutionSettings, Executor
 from paidonce_workers.heartbeat import Heartbeat
 from paidonce_workers.held_leases import HeldLeases
+from paidonce_workers.isolation.hosts import DrainTimes, IsolationHosts
+from paidonce_workers.isolation.orders import Beginning
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
@@ -46,11 +49,27 @@ log = logging.getLogger(__name__)
 PASS_ON_AFTER_US = 5_000_000
 
 
+class Role(StrEnum):
+    """What a process that executes steps is."""
+
+    WORKER = "worker"
+    POOL_CHILD = "pool_child"
+    """Forked by Celery, runs one step at a time: what it isolates may be a child of its own."""
+    ISOLATION_HOST = "isolation_host"
+
+
 class WorkerProcess:
     """The parts of one process that executes steps."""
 
     def __init__(
-        self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery, worker: str
+        self,
+        *,
+        app: PaidonceCelery,
+        settings: Settings,
+        registry: Registry,
+        machinery: Machinery,
+        worker: str,
+        role: Role = Role.WORKER,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -76,6 +95,9 @@ class WorkerProcess:
         )
         if self.breakers is not None:
             self.breakers.subscribe(self._note_transition)
+        # A host finds the code where this process has found it: in the modules that the settings name.
+        can_isolate = role is Role.WORKER and bool(settings.agents) and registry is default_registry
+        self.isolation = self._isolation_hosts(machinery) if can_isolate else None
         memory = PayloadMemory()
         advancer = Advancer(
             self.database,
@@ -108,7 +130,9 @@ class WorkerProcess:
                 guesses=settings.guesses,
                 inline_retry_seconds=settings.inline_retry_seconds,
                 cancel_grace_seconds=settings.cancel_grace_seconds,
+                isolates_all=role is Role.ISOLATION_HOST,
             ),
+            isolation=self.isolation,
             circuits=self.circuits,
             prices=self.prices.current,
             memory=memory,
@@ -116,6 +140,18 @@ class WorkerProcess:
         self._capture: Installation | None = None
         self._heartbeat: Heartbeat | None = None
         self._sweeper: Sweeper | None = None
+
+    def _isolation_hosts(self, machinery: Machinery) -> IsolationHosts:
+        return IsolationHosts(
+            beginning=Beginning(
+                settings=self.settings,
+                at_once=self.settings.isolated_at_once,
+                log_level=logging.getLogger().getEffectiveLevel(),
+            ),
+            times=DrainTimes(
+                interrupt_seconds=machinery.interrupt_seconds, hand_back_seconds=machinery.hand_back_seconds
+            ),
+        )
 
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""
@@ -286,7 +322,18 @@ class WorkerProcess:
 class WorkerProcesses:
     """The wiring of whatever process asks: the worker's own, or a forked child's, made at first use."""
 
-    def __init__(self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery) -> None:
+    def __init__(
+        self,
+        *,
+        app: PaidonceCelery,
+        settings: Settings,
+        registry: Registry,
+        machinery: Machinery,
+        role: Role = Role.WORKER,
+    ) -> None:
+        """``role`` is that of this process; those forked from it are children of its pool."""
+        self._role = role
+        self._pid = os.getpid()
         self._app = app
         self._settings = settings
         self._registry = registry
@@ -306,6 +353,14 @@ class WorkerProcesses:
                     process = self._make(pid)
         return process
 
+    def drain_isolated(self, seconds: float) -> Callable[[], object]:
+        """Let this process's isolation hosts end within so many seconds; returns what waits for that."""
+        process = self._made.get(os.getpid())
+        if process is None or process.isolation is None:
+            return lambda: None
+        process.isolation.drain(seconds)
+        return process.isolation.wait
+
     def _make(self, pid: int) -> WorkerProcess:
         worker = f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:6]}"
         process = WorkerProcess(
@@ -314,6 +369,7 @@ class WorkerProcesses:
             registry=self._registry,
             machinery=self._machinery,
             worker=worker,
+            role=self._role if pid == self._pid else Role.POOL_CHILD,
         )
         if not self.registered_as:
             self.registered_as = worker

@@ -1,20 +1,22 @@
-"""Running one step's body alone in a child process, so that a step that kills its process condemns only itself.
+"""Running one step's body in a process of its own, so that a step that kills its process condemns only itself.
 
-The child is ``python -m paidonce_workers.isolated``; the claim, the calls and the answer travel
-through pipes, pickled between two processes of the same code. It dies with its parent.
+    whoever waits -> ``python -m paidonce_workers.isolated`` -> the body's process
+
+The claim, the calls and the answer travel through pipes, pickled between processes of the same code. They form a
+session of their own: a body that signals its process group reaches nobody else. They die with whoever waits.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Final
 
 from paidonce.policies import Failure
@@ -23,18 +25,32 @@ from paidonce_models.errors import PaidonceError
 from paidonce_models.pricing import PriceRow
 from paidonce_models.store.claims import Claim
 from paidonce_models.usage import CallRecord
+from paidonce_workers.isolation.frames import WORD_BYTES, FrameReader
 
 POLL_SECONDS: Final = 0.2
 END_SECONDS: Final = 5.0
 """What a child may take to end after its answer; threads that the body left behind go no further."""
+KILL_SECONDS: Final = 2.0
 TELL_SECONDS: Final = 1.0
 """What a step spends is known to the process that renews its lease, and does not die with the child."""
+READ_BYTES: Final = 1 << 18
 
 
 class ChildDied(PaidonceError):
     """The child process that ran a step alone ended without an answer."""
 
     code = "child_died"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the child is told. ``word`` marks what it answers."""
+
+    claim: Claim
+    modules: tuple[str, ...]
+    provider_hosts: tuple[tuple[str, str], ...]
+    price_rows: tuple[PriceRow, ...]
+    word: bytes
 
 
 @dataclass(frozen=True)
@@ -75,82 +91,133 @@ def run_in_child(
     recorder: CallRecorder,
 ) -> bytes:
     """The JSON of what the body returned. Raises ``ChildDied`` or the body's error; an interrupt kills the child."""
-    answers, answers_of_child = Pipe(duplex=False)
-    with answers:
-        with answers_of_child:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "paidonce_workers.isolated", str(answers_of_child.fileno())],
-                stdin=subprocess.PIPE,
-                pass_fds=(answers_of_child.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
-            )
+    task = Task(
+        claim=replace(claim, arguments=bytes(claim.arguments)),
+        modules=modules,
+        provider_hosts=provider_hosts,
+        price_rows=price_rows,
+        word=os.urandom(WORD_BYTES),
+    )
+    answers, answers_of_child = os.pipe()
+    try:
         try:
-            if child.stdin is None:
-                raise ChildDied("the child has no standard input")
-            try:
-                task = (replace(claim, arguments=bytes(claim.arguments)), modules, provider_hosts, price_rows)
-                child.stdin.write(pickle.dumps(task))
-                child.stdin.flush()
-            except BrokenPipeError:
-                pass
-            answer = _answer(answers, recorder)
-            try:
-                child.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
+            child = _begin(answers_of_child)
         finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-            if child.stdin is not None:
-                try:
-                    child.stdin.close()
-                except BrokenPipeError:
-                    pass
+            os.close(answers_of_child)
+        answer: bytes | ErrorInChild | None = None
+        try:
+            _hand(child, pickle.dumps(task))
+            answer = _answer(child, answers, task.word, recorder)
+            _has_ended(child, END_SECONDS)
+        finally:
+            _end(child, and_all_it_began=answer is None)
+    finally:
+        os.close(answers)
     if answer is None:
-        status = child.returncode
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
         raise ChildDied(
-            f"step {claim.position} ({claim.name}) of run {claim.run_id} killed the process it ran alone in ({how})"
+            f"step {claim.position} ({claim.name}) of run {claim.run_id} killed the process it ran alone in "
+            f"({describe_end(child.returncode)})"
         )
     if isinstance(answer, ErrorInChild):
         raise ChildError(answer)
     return answer
 
 
-def _answer(answers: Connection, recorder: CallRecorder) -> bytes | ErrorInChild | None:
+def describe_end(status: int) -> str:
+    """How a process ended, for people."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {-status}, {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _begin(answers: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "paidonce_workers.isolated", str(os.getpid()), str(answers)],
+        stdin=subprocess.PIPE,
+        pass_fds=(answers,),
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+    )
+
+
+def _hand(child: subprocess.Popen[bytes], task: bytes) -> None:
+    if child.stdin is None:
+        raise ChildDied("the child has no standard input")
+    try:
+        child.stdin.write(task)
+        child.stdin.flush()
+    except BrokenPipeError:  # it has ended; how, is seen below
+        return
+
+
+def _answer(
+    child: subprocess.Popen[bytes], answers: int, word: bytes, recorder: CallRecorder
+) -> bytes | ErrorInChild | None:
     """What the body came to, ``None`` if the child ended without saying; its calls are taken over as they come."""
+    frames = FrameReader(word)
+    for data in _read(child, answers):
+        for content in frames.feed(data):
+            message: Message = pickle.loads(content)
+            recorder.take_over(message.calls)
+            if message.answer is not None:
+                return message.answer
+    return None
+
+
+def _read(child: subprocess.Popen[bytes], answers: int) -> Iterator[bytes]:
+    """What comes through the pipe until it is closed or the child has ended.
+
+    Processes that the body has left behind may keep the pipe open for ever.
+    """
+    ended = False
     while True:
         # In small waits, so that an interrupt of this thread strikes between two of them.
-        if not answers.poll(POLL_SECONDS):
-            continue
+        readable, _, _ = select.select([answers], [], [], 0 if ended else POLL_SECONDS)
+        if readable:
+            data = os.read(answers, READ_BYTES)
+            if not data:
+                return
+            yield data
+        elif ended:
+            return
+        else:
+            ended = _is_over(child)  # what it has written before is read in the next round
+
+
+def _is_over(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended; it is not reaped by the question, where the system can answer without."""
+    if child.returncode is not None or not hasattr(os, "waitid"):
+        return child.poll() is not None
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _has_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    ends_at = time.monotonic() + seconds
+    while not _is_over(child):
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _end(child: subprocess.Popen[bytes], *, and_all_it_began: bool) -> None:
+    """Make sure that the child is gone; what a body that died has left behind in its session goes with it."""
+    if not _is_over(child):
+        child.terminate()  # it kills the body and reaps it
+        _has_ended(child, KILL_SECONDS)
+    if and_all_it_began:
         try:
-            message: Message = answers.recv()
-        except (EOFError, OSError):  # it ended, perhaps in the middle of a message
-            return None
-        recorder.take_over(message.calls)
-        if message.answer is not None:
-            return message.answer
-
-
-class Teller:
-    """In the child: tells the parent what the body came to, and every second the calls that it has finished."""
-
-    def __init__(self, answers: Connection, recorder: CallRecorder) -> None:
-        self._answers = answers
-        self._recorder = recorder
-        self._lock = threading.Lock()
-        threading.Thread(target=self._tell_calls, name="paidonce-calls", daemon=True).start()
-
-    def tell(self, answer: bytes | ErrorInChild) -> None:
-        """The end of the body, with the calls that were not told of before."""
-        with self._lock:
-            self._answers.send(Message(self._recorder.drain(), answer))
-
-    def _tell_calls(self) -> None:
-        while True:
-            time.sleep(TELL_SECONDS)
-            with self._lock:
-                calls = self._recorder.drain()
-                if calls:
-                    self._answers.send(Message(calls))
+            os.killpg(child.pid, signal.SIGKILL)  # not reaped yet: its number is no other group's
+        except (ProcessLookupError, PermissionError):  # nobody is left of it
+            pass
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    if child.stdin is not None:
+        try:
+            child.stdin.close()
+        except BrokenPipeError:
+            pass
