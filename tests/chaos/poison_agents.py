@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 
 from paidonce import agent, step
 from paidonce.drill.agents import paid_call
@@ -22,6 +23,7 @@ KINDS = {
 @step(max_lost=2)
 def dies(kind: str, number: int) -> int:
     """Kills the process it runs in; ``number`` makes each input another one."""
+    time.sleep(0.4 + number % 3 * 0.2)  # so that a death takes many with it, and few are enough
     if kind == "segfault":
         ctypes.string_at(0)
     elif kind == "abort":

@@ -335,7 +335,14 @@ class Executor:
                 refused_calls=attempt.circuits.refused_calls,
             )
         except ChildDied as error:
-            self._lose(claim, error, attempt.take_calls(self._circuits))
+            self._lose(claim, error.message, attempt.take_calls(self._circuits), alone=True)
+            return None
+        except MemoryError as error:
+            if declaration.delivery == "at_most_once" or len(self._held.all()) == 1:
+                return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
+            # Whoever asks last is told, and that is not who has taken it all: as with a death, nobody is named.
+            why = f"memory ran out in a process that ran other steps as well ({error})"
+            self._lose(claim, why, attempt.take_calls(self._circuits), alone=False)
             return None
         except Exception as error:  # noqa: BLE001 - whatever user code raises is the step's failure
             return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
@@ -406,9 +413,9 @@ class Executor:
             lambda: self._database.transact(write), f"the time-out of step {claim.position} of run {claim.run_id}"
         )
 
-    def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
+    def _lose(self, claim: Claim, why: str, calls: Sequence[CallRecord], *, alone: bool) -> None:
         def write(connection: Connection) -> Message | None:
-            message = take_back(connection, key_of(claim), why=error.message, alone=True, anyway=True)
+            message = take_back(connection, key_of(claim), why=why, alone=alone, anyway=True)
             insert_calls(connection, claim, calls)
             return message
 

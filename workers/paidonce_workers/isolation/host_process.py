@@ -45,6 +45,7 @@ class HostProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(os.getpid()), str(ready_of_host)],
                 stdin=subprocess.PIPE,
+                bufsize=0,
                 pass_fds=(ready_of_host,),
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             )
@@ -60,6 +61,9 @@ class HostProcess:
         threading.Thread(target=self._watch, args=(ready,), name="paidonce-host-watch", daemon=True).start()
         given = pickle.dumps(beginning)
         self._send(len(given).to_bytes(LENGTH_BYTES, "big") + given)
+        if self._process.stdin is not None:
+            # From here on no thread of the worker waits for a host that does not read: an order is lost instead.
+            os.set_blocking(self._process.stdin.fileno(), False)
 
     @property
     def pid(self) -> int:
@@ -96,8 +100,10 @@ class HostProcess:
             return
         with self._sending:
             try:
-                stdin.write(data)
-                stdin.flush()
+                # A line is short enough for the pipe to take all of it or nothing.
+                rest = memoryview(data)
+                while rest and (written := stdin.write(rest)) is not None:
+                    rest = rest[written:]
             except (BrokenPipeError, ValueError):  # it has ended, which `_watch` notices
                 return
 
@@ -109,6 +115,9 @@ class HostProcess:
         finally:
             os.close(ready)
         status = self._process.wait()
+        with self._sending:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
         self.state = HostState.ENDED if self.state is HostState.SERVES else HostState.BROKEN
         self._ended.set()
         if status != 0:

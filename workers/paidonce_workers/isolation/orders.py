@@ -46,4 +46,4 @@ def read_order(line: bytes) -> Order | float:
 
 
 def _line(said: dict[str, object]) -> bytes:
-    return json.dumps(said).encode() + b"\n"
+    return json.dumps(said, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
