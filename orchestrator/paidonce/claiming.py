@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from sqlalchemy import Connection
+
 from paidonce.registry import Registry
 from paidonce_models.budgets import Maxima, Refusal, Unit
 from paidonce_models.database import Database
 from paidonce_models.log_texts import loggable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.store.budgeted_claims import Expectations, claim_within_budgets
-from paidonce_models.store.claims import Claim, Claimant, claim_step
+from paidonce_models.store.claims import Claim, Claimant, claim_step, find_suspect
+from paidonce_models.store.suspicion import Suspect
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,14 @@ class Claimer:
 
     def claim(self, run_id: str, position: int) -> Claim | None:
         """The step, or ``None`` where it is finished, running, not yet due, or held by a budget from now on."""
+        found = self._claim(run_id, position, suspects=True)
+        return None if isinstance(found, Suspect) else found
+
+    def claim_unless_suspect(self, run_id: str, position: int) -> Claim | Suspect | None:
+        """As above, but for a step that may kill whoever runs it: that is left as it is."""
+        return self._claim(run_id, position, suspects=False)
+
+    def _claim(self, run_id: str, position: int, *, suspects: bool) -> Claim | Suspect | None:
         claim = self._database.transact(
             lambda connection: claim_step(
                 connection,
@@ -47,14 +58,19 @@ class Claimer:
                 position=position,
                 worker=self._claimant.worker,
                 lease_us=self._claimant.lease_us,
+                suspects=suspects,
                 memory=self._memory,
             ),
             single=True,
         )
         if claim is not None:
             return claim
-        answer = self._database.transact(
-            lambda connection: claim_within_budgets(
+
+        def claim_otherwise(connection: Connection) -> Claim | Refusal | Suspect | None:
+            suspect = None if suspects else find_suspect(connection, run_id=run_id, position=position)
+            if suspect is not None:
+                return suspect
+            return claim_within_budgets(
                 connection,
                 run_id=run_id,
                 position=position,
@@ -63,7 +79,8 @@ class Claimer:
                 expectations=self._expectations,
                 memory=self._memory,
             )
-        )
+
+        answer = self._database.transact(claim_otherwise)
         if isinstance(answer, Refusal):
             log.info(
                 "step %d of run %s is held: %s",

@@ -202,6 +202,12 @@ class Settings(BaseSettings):
         default=1000, ge=1, le=_LARGEST_COUNT, description="How many runs a process keeps ready to go on."
     )
     concurrency: int = Field(default=16, ge=1, le=10_000, description="How many steps a worker runs at once.")
+    isolated_at_once: int = Field(
+        default=4,
+        ge=1,
+        le=1_000,
+        description="How many steps that may kill their process a worker runs at once, each in a process of its own.",
+    )
     shards: int = Field(default=1, ge=1, le=1024, description="Into how many parts the sweepers divide the store.")
     database_pool_size: int = Field(
         default=8, ge=1, le=10_000, description="How many store connections a process may hold."

@@ -65,15 +65,21 @@ def test_time_limits_strike_sync_and_async_steps(shared: Site) -> None:
 
 
 def test_a_step_that_kills_its_process_condemns_only_itself(make_site: Callable[..., Site]) -> None:
-    """Two workers die of it, the third holds it in a child process of its own and lives on."""
+    """Two workers die of it; the third isolates it and lives on."""
     site = make_site(lease_seconds="3")
-    workers = [site.worker(STEPPING) for _ in range(2)]
+    first = site.worker(STEPPING)
     run = site.client.submit(poisoned)
-    for worker in workers:
-        worker.process.wait(RUN_SECONDS)
+    first.process.wait(RUN_SECONDS)
+    second = site.worker(STEPPING)
+    second.process.wait(RUN_SECONDS)
     last = site.worker(STEPPING)
     told = run.result(RUN_SECONDS)
-    assert "AttemptsLost" in told and "lost 3 workers" in told and "max_lost=" in told
+    assert (
+        "AttemptsLost" in told
+        and "lost 3 workers that ran nothing else" in told
+        and "SIGKILL" in told
+        and "max_lost=" in told
+    )
     assert last.process.poll() is None
     assert [attempt.outcome for attempt in attempts_of(site, run.id)] == ["lost"] * 3
     assert "runs alone in a child process" in last.log

@@ -30,6 +30,7 @@ END_SECONDS = 120
 SHOWN_ROWS = 40
 
 ALL_AGENTS = "paidonce.drill.agents,tests.chaos.agents"
+WITH_POISON = f"{ALL_AGENTS},tests.chaos.poison_agents"
 WITH_FAULTS = f"{ALL_AGENTS},tests.chaos.faults"
 
 QUICK_LEASES = {"lease_seconds": "3", "frozen_seconds": "4", "heartbeat_seconds": "0.7", "sweep_seconds": "0.5"}
@@ -70,6 +71,8 @@ class Stage:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         self.kills: list[Kill] = []
         self.handles: list[RunHandle] = []
+        self.deaths = 0
+        """How many workers have ended by themselves and were started anew."""
         self.environment = {f"PAIDONCE_{name.upper()}": value for name, value in given.items()}
         database = Database(self.settings.database_url, pool_size=1)
         upgrade(database)
@@ -133,6 +136,7 @@ class Stage:
         fleet = self.running_fleet()
         for number, process in enumerate(fleet.processes):
             if process.poll() is not None:
+                self.deaths += 1
                 fleet.restart(number)
 
     def wait_until_finished(self, timeout: float = END_SECONDS, *, restarting: bool = False) -> None:

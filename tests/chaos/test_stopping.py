@@ -69,11 +69,13 @@ def test_a_step_that_kills_its_worker_condemns_only_itself(some_engines: Engines
     poisoned = stage.client.submit(agents.poisoned, key="poisoned")
     stage.submit(3, steps=40, latency_ms=100)
     stage.wait_until_finished(restarting=True)
-    with pytest.raises(RunFailed, match="lost 5 workers in a row"):
+    with pytest.raises(RunFailed, match=r"lost 5 workers that ran nothing else.*signal 9, SIGKILL"):
         poisoned.result(timeout=1)
     stage.assert_all_succeeded(40)
     lost = [attempt for attempt in stage.attempts() if attempt.run_id == poisoned.id]
-    assert [attempt.outcome for attempt in lost] == ["lost"] * MAX_LOST
+    assert {attempt.outcome for attempt in lost} == {"lost"}
+    assert MAX_LOST <= len(lost) <= MAX_LOST + 2, "losses in company do not count"
     others = [attempt for attempt in stage.attempts() if attempt.run_id != poisoned.id and attempt.outcome == "lost"]
-    assert len(others) <= 2 * 3, "only the two losses before the isolation took others with them"
-    assert len({attempt.pid for attempt in lost}) == 3, "from the third attempt on the worker survives"
+    assert len(others) <= 2 * 3, "only the losses before the isolation took others with them"
+    assert 1 <= stage.deaths <= 2, "once it is named, or suspected, the worker survives"
+    assert len({attempt.pid for attempt in lost}) == stage.deaths + 1, "and one host isolates it to its end"

@@ -35,7 +35,7 @@ def filled(url: str) -> str:
     store.clock.move(SECOND_US)
     store.complete(success(store.claimed(run_id)))
     lost = store.claimed(run_id, 2)
-    store.transact(take_back, key_of(lost), why="gone", anyway=True)
+    store.transact(take_back, key_of(lost), why="gone", alone=True, anyway=True)
     last = store.claimed(run_id, 2)
     unpriced = replace(paid_call(last), cost_nanousd=None, other_cost_nanousd=None, input_tokens=7)
     dear = replace(paid_call(last), cost_nanousd=NANO, other_cost_nanousd=NANO, provider_request_id="req-1")

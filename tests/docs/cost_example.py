@@ -92,7 +92,7 @@ class Company:
             early = [self._llm("claude-sonnet-4-5", 1_000, 100, 4_500_000)]
             self.store.transact(insert_calls, claim=claim, records=self._dated(claim, early))
             self.store.clock.move(30 * SECOND_US)
-            self.store.transact(take_back, key_of(claim), why="worker not heard of for 30 s", anyway=True)
+            self.store.transact(take_back, key_of(claim), why="worker not heard of for 30 s", alone=True, anyway=True)
         claim = self._claim(run_id, position)
         self.store.complete(replace(success(claim), calls=self._dated(claim, calls)))
 

@@ -94,7 +94,7 @@ class Lives:
         """A worker is not heard of; it may still come back."""
         if self.held:
             claim = self._take(self.held)
-            self.store.transact(take_back, key_of(claim), why="gone", anyway=True)
+            self.store.transact(take_back, key_of(claim), why="gone", alone=True, anyway=True)
             self.zombies.append(claim)
 
     def report_late(self) -> None:

@@ -83,7 +83,7 @@ def test_a_cause_follows_the_attempt_and_the_root_run(store: Store) -> None:
     store.complete(replace(failure(store.claimed(run_id), retry_after_us=0), calls=[call(8)]))
     store.clock.move(SECOND_US)
     zombie = store.claimed(run_id)
-    store.transact(take_back, key_of(zombie), why="gone", anyway=True)
+    store.transact(take_back, key_of(zombie), why="gone", alone=True, anyway=True)
     store.complete(replace(success(store.claimed(run_id)), calls=[call(16)]))
     store.complete(replace(success(zombie), calls=[call(32)]))
     assert costs(store, "cause") == {"open": 1 + 8 + 16 + 32, "useful": 2, "abandoned": 4}
@@ -97,7 +97,7 @@ def test_a_cause_follows_the_attempt_and_the_root_run(store: Store) -> None:
 def test_a_zombie_that_reports_after_its_run_was_rolled_up_is_fenced(store: Store) -> None:
     run_id = store.running()
     zombie = store.claimed(run_id)
-    store.transact(take_back, key_of(zombie), why="gone", anyway=True)
+    store.transact(take_back, key_of(zombie), why="gone", alone=True, anyway=True)
     store.complete(replace(success(store.claimed(run_id)), calls=[call(1)]))
     store.advance(run_id, end=succeeded())
     store.transact(insert_calls, claim=zombie, records=[call(2)])
@@ -193,7 +193,7 @@ def test_a_lost_attempt_may_be_billed_for_what_the_step_costs_otherwise(store: S
         claim = store.claimed(run_id)
         if recorded is not None:
             store.transact(insert_calls, claim=claim, records=[call(recorded)])
-        store.transact(take_back, key_of(claim), why="gone", anyway=True)
+        store.transact(take_back, key_of(claim), why="gone", alone=True, anyway=True)
     columns = "step, recorded_nanousd, basis_nanousd, estimate_nanousd"
     assert view(store, "possibly_billed", columns, "1, 2") == [
         ("never", None, None, None),
@@ -211,7 +211,7 @@ def test_a_lost_attempt_may_be_billed_for_what_the_step_costs_otherwise(store: S
 def test_what_nobody_can_estimate_stays_unknown_beside_runs_that_lost_nothing(store: Store) -> None:
     run_id = store.submit().run_id
     store.advance(run_id, steps=1, name="never")
-    store.transact(take_back, key_of(store.claimed(run_id)), why="gone", anyway=True)
+    store.transact(take_back, key_of(store.claimed(run_id)), why="gone", alone=True, anyway=True)
     paid(store, [call(7)], end=succeeded())
     paid(store, [call(5)], end=succeeded())
     for _ in range(2):
@@ -283,11 +283,11 @@ def test_steps_that_one_crash_cut_off_are_avoided_once(store: Store) -> None:
     cut_off = [store.claimed(run_id, position) for position in (3, 4)]
     store.clock.move(SECOND_US)
     for claim in cut_off:
-        store.transact(take_back, key_of(claim), why="gone", anyway=True)
+        store.transact(take_back, key_of(claim), why="gone", alone=True, anyway=True)
     columns = "agent, reason, crashes, runs, steps_not_repeated, cost_nanousd"
     assert view(store, "avoided_costs", columns) == [("count", "lost", 1, 1, 2, 14)]
     store.clock.move(SECOND_US)
-    store.transact(take_back, key_of(store.claimed(run_id, 3)), why="gone", anyway=True)
+    store.transact(take_back, key_of(store.claimed(run_id, 3)), why="gone", alone=True, anyway=True)
     assert view(store, "avoided_costs", columns) == [("count", "lost", 2, 1, 4, 28)]
 
 

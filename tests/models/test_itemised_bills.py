@@ -34,7 +34,7 @@ def test_a_run_is_steps_attempts_and_calls(store: Store) -> None:
     store.clock.move(SECOND_US)
     store.complete(success(store.claimed(run_id)))
     lost = store.claimed(run_id, 2)
-    store.transact(take_back, key_of(lost), why="gone", anyway=True)
+    store.transact(take_back, key_of(lost), why="gone", alone=True, anyway=True)
     found = bill_of(store, run_id)
     assert [(step.position, step.name, step.spent.calls) for step in found.steps] == [
         (1, "module.work", 3),

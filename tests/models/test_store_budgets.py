@@ -108,7 +108,7 @@ def test_whatever_ends_an_attempt_gives_back_what_it_has_not_spent(store: Store,
     elif end == "retrying":
         store.complete(failure(claim, retry_after_us=0))
     elif end == "lost":
-        store.transact(take_back, key_of(claim), why="gone", anyway=True)
+        store.transact(take_back, key_of(claim), why="gone", alone=True, anyway=True)
         spent = 0
     elif end == "handed back":
         store.transact(hand_back, key_of(claim), reason="stopping")
@@ -127,7 +127,7 @@ def test_a_zombie_is_charged_for_what_it_reports_late(store: Store) -> None:
     limit(store, 10_000)
     run_id = store.running()
     zombie = store.claimed(run_id)
-    store.transact(take_back, key_of(zombie), why="gone", anyway=True)
+    store.transact(take_back, key_of(zombie), why="gone", alone=True, anyway=True)
     claim = store.claimed(run_id)
     store.complete(success(claim))
     store.complete(success(zombie))
@@ -225,7 +225,7 @@ def test_steps_and_tokens_are_limited_the_same_way(store: Store) -> None:
     store.maxima[STEP] = Maxima(tokens=60)
     run_id = store.running(steps=4)
     lost = store.claimed(run_id, 1)
-    store.transact(take_back, key_of(lost), why="gone", anyway=True)
+    store.transact(take_back, key_of(lost), why="gone", alone=True, anyway=True)
     again = store.claimed(run_id, 1)  # a further attempt is no further step
     spent = replace(paid_call(again), input_tokens=20, output_tokens=10)
     store.complete(replace(success(again), calls=[spent]))

@@ -82,7 +82,7 @@ def test_a_second_delivery_of_a_failure_does_not_retry_twice(store: Store) -> No
 def test_a_zombie_is_fenced_and_its_spend_recorded(store: Store, *, finished_first: bool) -> None:
     run_id = store.running()
     zombie = success(store.claimed(run_id), "stale")
-    store.transact(take_back, key_of(zombie.claim), why="dead", anyway=True)
+    store.transact(take_back, key_of(zombie.claim), why="dead", alone=True, anyway=True)
     second = success(store.claimed(run_id, worker="w2"), "fresh")
     if finished_first:
         store.complete(second)
@@ -98,7 +98,7 @@ def test_a_zombie_is_fenced_and_its_spend_recorded(store: Store, *, finished_fir
 def test_a_zombie_that_reports_twice_is_recorded_once(store: Store) -> None:
     run_id = store.running()
     zombie = success(store.claimed(run_id))
-    store.transact(take_back, key_of(zombie.claim), why="dead", anyway=True)
+    store.transact(take_back, key_of(zombie.claim), why="dead", alone=True, anyway=True)
     assert [store.complete(zombie) for _ in range(2)] == [Acceptance.FENCED] * 2
     assert _attempts(store, run_id) == [("fenced", PRICE_NANOUSD)]
 
@@ -106,7 +106,7 @@ def test_a_zombie_that_reports_twice_is_recorded_once(store: Store) -> None:
 def test_a_zombies_failure_does_not_put_off_the_next_attempt(store: Store) -> None:
     run_id = store.running()
     zombie = failure(store.claimed(run_id), retry_after_us=SECOND_US)
-    store.transact(take_back, key_of(zombie.claim), why="dead", anyway=True)
+    store.transact(take_back, key_of(zombie.claim), why="dead", alone=True, anyway=True)
     store.claimed(run_id, worker="w2")
     assert store.complete(zombie) is Acceptance.FENCED
     assert tuple(store.row("SELECT state, attempt, failed FROM steps")) == ("running", 2, 0)
@@ -144,7 +144,7 @@ def test_a_step_that_was_handed_back_is_not_completed_by_who_gave_it_up(store: S
 def test_a_refused_completion_leaves_no_gap_in_the_log(store: Store) -> None:
     run_id = store.running(steps=2)
     zombie = success(store.claimed(run_id, 1))
-    store.transact(take_back, key_of(zombie.claim), why="dead", anyway=True)
+    store.transact(take_back, key_of(zombie.claim), why="dead", alone=True, anyway=True)
     with pytest.raises(LogGap):
         store.transact(complete_alone, zombie)
     store.complete(zombie)

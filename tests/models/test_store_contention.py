@@ -60,7 +60,7 @@ class Contention:
                 continue
             match self._random.randrange(6):
                 case 0:
-                    store.transact(take_back, key_of(claim), why="dead", anyway=True)
+                    store.transact(take_back, key_of(claim), why="dead", alone=True, anyway=True)
                 case 1:
                     store.transact(hand_back, key_of(claim), reason="stopping")
                 case 2:
@@ -92,7 +92,7 @@ class Contention:
         for timer in store.read(due_timers, namespace=NAMESPACE, shard=0):
             store.transact(fire_timer, timer.run_id)
         for key in store.read(expired_leases, namespace=NAMESPACE, shard=0):
-            store.transact(take_back, key, why="dead")
+            store.transact(take_back, key, why="dead", alone=True)
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_renewing_answers_for_what_is_still_this_workers_own(store: Store) -> No
     run_id = store.running(steps=4)
     mine, cancelled, taken, others = (store.claimed(run_id, p, "w2" if p == 4 else "w1") for p in (1, 2, 3, 4))
     store.advance(run_id, cancelled=(2,))
-    store.transact(take_back, key_of(taken), why="dead", anyway=True)
+    store.transact(take_back, key_of(taken), why="dead", alone=True, anyway=True)
     held = [key_of(claim) for claim in (mine, cancelled, taken, others)]
     states = store.transact(renew_leases, worker="w1", held=held, lease_us=LEASE_US)
     assert states == {key_of(mine): "running", key_of(cancelled): "cancelled"}
@@ -99,7 +99,7 @@ def test_a_renewed_lease_does_not_expire(store: Store) -> None:
     for _ in range(5):
         store.clock.move(LEASE_US - SECOND_US)
         store.transact(renew_leases, worker="w1", held=[key_of(claim)], lease_us=LEASE_US)
-        assert store.transact(take_back, key_of(claim), why="dead") is None
+        assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     assert not store.read(expired_leases, namespace=NAMESPACE, shard=0)
 
 
@@ -131,11 +131,11 @@ def test_an_expired_lease_is_taken_back_once(store: Store) -> None:
     claim = store.claimed(run_id)
     store.clock.move(LEASE_US - SECOND_US)
     assert not store.read(expired_leases, namespace=NAMESPACE, shard=0)
-    assert store.transact(take_back, key_of(claim), why="dead") is None
+    assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     store.clock.move(2 * SECOND_US)
     assert store.read(expired_leases, namespace=NAMESPACE, shard=0) == [key_of(claim)]
-    assert isinstance(store.transact(take_back, key_of(claim), why="dead"), StepMessage)
-    assert store.transact(take_back, key_of(claim), why="dead") is None
+    assert isinstance(store.transact(take_back, key_of(claim), why="dead", alone=True), StepMessage)
+    assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     assert _step(store, run_id) == ("scheduled", 1, 1)
     assert _outcomes(store, run_id) == ["lost"]
     assert store.claimed(run_id, worker="w2").attempt == 2
@@ -144,10 +144,10 @@ def test_an_expired_lease_is_taken_back_once(store: Store) -> None:
 def test_a_sweeper_that_read_long_ago_does_not_take_back_the_next_attempt(store: Store) -> None:
     run_id = store.running()
     first = store.claimed(run_id)
-    store.transact(take_back, key_of(first), why="dead", anyway=True)
+    store.transact(take_back, key_of(first), why="dead", alone=True, anyway=True)
     store.claimed(run_id, worker="w2")
     store.clock.move(LEASE_US + SECOND_US)
-    assert store.transact(take_back, key_of(first), why="dead") is None
+    assert store.transact(take_back, key_of(first), why="dead", alone=True) is None
     assert _step(store, run_id) == ("running", 2, 1)
 
 
@@ -156,7 +156,7 @@ def test_a_step_that_lost_its_last_worker_fails_and_its_agent_is_told(store: Sto
     for expected in (StepMessage, AdvanceMessage):
         claim = store.claimed(run_id)
         store.clock.move(LEASE_US + SECOND_US)
-        assert isinstance(store.transact(take_back, key_of(claim), why="dead"), expected)
+        assert isinstance(store.transact(take_back, key_of(claim), why="dead", alone=True), expected)
     assert _step(store, run_id) == ("failed", 2, 2)
     assert _outcomes(store, run_id) == ["lost", "lost"]
     event = store.row("SELECT kind, position FROM run_events WHERE run_id = :r AND seq = 2", r=run_id)
@@ -171,7 +171,7 @@ def test_what_a_recovery_did_not_repeat_is_entered_once_for_each_lost_attempt(st
     lost = store.claimed(run_id, 2)
     store.clock.move(LEASE_US + SECOND_US)
     for _ in range(2):
-        store.transact(take_back, key_of(lost), why="dead")
+        store.transact(take_back, key_of(lost), why="dead", alone=True)
     avoided = store.row("SELECT position, attempt, steps, cost_nanousd FROM avoided")
     assert tuple(avoided) == (2, 1, 1, done.calls[0].cost_nanousd)
 
@@ -181,7 +181,7 @@ def test_the_lease_of_a_cancelled_step_ends_without_another_attempt(store: Store
     claim = store.claimed(run_id)
     store.advance(run_id, cancelled=(1,))
     store.clock.move(LEASE_US + SECOND_US)
-    assert store.transact(take_back, key_of(claim), why="dead") is None
+    assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     assert _step(store, run_id) == ("cancelled", 1, 0)
     assert _outcomes(store, run_id) == ["lost"]
     assert not store.read(expired_leases, namespace=NAMESPACE, shard=0)
@@ -191,7 +191,7 @@ def test_an_at_most_once_step_that_was_lost_waits_for_a_person(store: Store) -> 
     run_id = store.running(delivery="at_most_once")
     claim = store.claimed(run_id)
     store.clock.move(LEASE_US + SECOND_US)
-    assert store.transact(take_back, key_of(claim), why="dead") is None
+    assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     assert _step(store, run_id)[0] == "unknown"
     assert store.read(read_state, run_id) == ("waiting", "unknown_outcome")
     assert store.claim(run_id) is None
@@ -202,7 +202,7 @@ def test_the_late_end_of_an_at_most_once_step_is_accepted(store: Store) -> None:
     run_id = store.running(delivery="at_most_once")
     claim = store.claimed(run_id)
     store.clock.move(LEASE_US + SECOND_US)
-    store.transact(take_back, key_of(claim), why="frozen")
+    store.transact(take_back, key_of(claim), why="frozen", alone=True)
     held = [key_of(claim)]
     assert store.transact(renew_leases, worker="w1", held=held, lease_us=LEASE_US) == {key_of(claim): "unknown"}
     assert not store.read(expired_leases, namespace=NAMESPACE, shard=0)
@@ -218,7 +218,7 @@ def test_the_late_failure_of_an_at_most_once_step_may_be_tried_again(store: Stor
     run_id = store.running(delivery="at_most_once")
     claim = store.claimed(run_id)
     store.clock.move(LEASE_US + SECOND_US)
-    store.transact(take_back, key_of(claim), why="frozen")
+    store.transact(take_back, key_of(claim), why="frozen", alone=True)
     assert store.complete(failure(claim, retry_after_us=SECOND_US)) is Acceptance.ACCEPTED
     assert _step(store, run_id)[0] == "retrying"
     assert _outcomes(store, run_id) == ["failed"]
@@ -238,5 +238,5 @@ def test_a_superseded_attempt_cannot_make_its_step_unknown(store: Store) -> None
 @pytest.mark.parametrize("key", [LeaseKey("nobody", 1, 1)])
 def test_a_lease_nobody_has_is_left_alone(store: Store, key: LeaseKey) -> None:
     assert store.transact(hand_back, key, reason="stopping") is None
-    assert store.transact(take_back, key, why="dead", anyway=True) is None
+    assert store.transact(take_back, key, why="dead", alone=True, anyway=True) is None
     assert store.transact(renew_leases, worker="w1", held=[key], lease_us=LEASE_US) == {}

@@ -27,6 +27,7 @@ def witness(worker: str, *, place: str = "here", lock: ServerLock | None = None)
     return NewWitness(
         worker=worker,
         namespace=NAMESPACE,
+        member_of=worker,
         place=place,
         pid=7,
         started="1",
@@ -58,11 +59,11 @@ def test_what_a_dead_process_held_is_counted_once(store: Store) -> None:
     assert seen(store)["w1"].held is None
     assert store.transact(mark_dead, "w1") == 2
     assert store.read(leases_of, "w1") == [key_of(first), key_of(second)]
-    store.transact(take_back, key_of(first), why="dead", anyway=True)
+    store.transact(take_back, key_of(first), why="dead", alone=False, anyway=True)
     assert store.transact(mark_dead, "w1") == 2, "one of two is left, which was not alone for all that"
     assert seen(store)["w1"].held == 2
     assert not store.transact(forget_witness, "w1"), "it still holds a lease"
-    store.transact(take_back, key_of(second), why="dead", anyway=True)
+    store.transact(take_back, key_of(second), why="dead", alone=False, anyway=True)
     assert store.transact(forget_witness, "w1")
     assert not seen(store)
 
@@ -81,8 +82,8 @@ def test_of_a_process_without_a_row_nothing_can_be_concluded(store: Store) -> No
 
 def test_a_lease_that_another_process_has_taken_over_is_not_reclaimed_from_the_dead(store: Store) -> None:
     claim = store.claimed(store.running(), worker="w2")
-    assert store.transact(take_back, key_of(claim), why="dead", anyway=True, owner="w1") is None
-    assert store.transact(take_back, key_of(claim), why="dead", anyway=True, owner="w2") is not None
+    assert store.transact(take_back, key_of(claim), why="dead", alone=False, anyway=True, owner="w1") is None
+    assert store.transact(take_back, key_of(claim), why="dead", alone=False, anyway=True, owner="w2") is not None
 
 
 def test_a_living_process_keeps_expired_leases_until_it_counts_as_frozen(store: Store) -> None:
@@ -96,7 +97,7 @@ def test_a_living_process_keeps_expired_leases_until_it_counts_as_frozen(store: 
     store.clock.move(2 * SECOND_US)
     assert set(store.read(expired_leases, **place)) == {key_of(claim), key_of(other)}
     store.transact(renew_leases, worker="w1", held=[key_of(claim)], lease_us=LEASE_US)
-    assert store.transact(take_back, key_of(claim), why="late") is None, "it was heard of just in time"
+    assert store.transact(take_back, key_of(claim), why="late", alone=False) is None, "it was heard of just in time"
 
 
 def test_what_was_published_a_moment_ago_is_due_again_after_a_death(store: Store) -> None:
@@ -104,6 +105,7 @@ def test_what_was_published_a_moment_ago_is_due_again_after_a_death(store: Store
     store.claimed(run_id, 2)
     place = {"namespace": NAMESPACE, "shard": 0}
     assert store.transact(take_due, **place) == []
+    store.clock.move(SECOND_US)
     store.transact(hasten_messages, NAMESPACE)
     store.clock.move(SECOND_US)
     (due,) = store.transact(take_due, **place)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from paidonce.flood_log import IN_FULL, WINDOW_SECONDS, FloodLog, one_line
+from paidonce.flood_log import IN_FULL, WINDOW_SECONDS, FloodLog
 
 
 class Clock:
@@ -64,18 +64,3 @@ def test_what_was_counted_only_is_told_when_its_window_is_over(
     assert caplog.messages[-1] == "junk number 0", "a new window"
     log.close()
     assert caplog.messages[-1] == "junk number 0", "nothing was left to tell"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain", "plain"),
-        ("two\nlines\r\x1b[31m", r"two\nlines\r\x1b[31m"),
-        ("half a pair \ud800", r"half a pair \ud800"),
-        ("\u202eturned", r"\u202eturned"),
-        ("x" * 200, "x" * 120 + "… (200 characters)"),
-        (None, "None"),
-    ],
-)
-def test_a_text_from_outside_is_one_short_printable_line(text: object, shown: str) -> None:
-    assert one_line(text) == shown

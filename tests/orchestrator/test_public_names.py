@@ -46,7 +46,9 @@ def test_importing_paidonce_starts_nothing_and_imports_no_worker() -> None:
 def test_every_error_has_a_code_and_survives_json() -> None:
     from paidonce_models.errors import error_from_json, type_registry
 
-    codes = [kind.code for kind in type_registry.values() if kind.__module__ == "paidonce_models.errors"]
+    # One that has none of its own is told as the kind that it is one of.
+    kinds = [kind for kind in type_registry.values() if kind.__module__ == "paidonce_models.errors"]
+    codes = [kind.code for kind in kinds if "code" in vars(kind)]
     assert len(codes) == len(set(codes))
     for kind in type_registry.values():
         if kind.__module__ != "paidonce_models.errors":

@@ -27,7 +27,7 @@ from paidonce_models.store.held_steps import let_go, steps_with_room
 from paidonce_models.store.leases import LeaseKey, hand_back, renew_leases
 from paidonce_models.store.ledger import insert_calls
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage
-from paidonce_models.store.sweeping import due_timers, expired_leases, fire_timer, take_back, take_due
+from paidonce_models.store.sweeping import company_of, due_timers, expired_leases, fire_timer, take_back, take_due
 from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_seen
 from tests.simulation.programs import interpret
 from tests.simulation.schedule import Fault, Schedule, Turn
@@ -322,7 +322,11 @@ class Fleet:
             expired = expired_leases(connection, namespace=NAMESPACE, shard=0)
         # A slow sweeper acts on what it read long ago.
         for key in self._expired_before + list(expired):
-            message = database.transact(lambda c, key=key: take_back(c, key, why="not heard of"))  # type: ignore[misc]
+            with database.read() as connection:
+                alone = company_of(connection, key)[1] == 1
+            message = database.transact(
+                lambda c, key=key, alone=alone: take_back(c, key, why="not heard of", alone=alone)  # type: ignore[misc]
+            )
             self._publish([] if message is None else [message])
         self._expired_before = list(expired)
         with database.read() as connection:

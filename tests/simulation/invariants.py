@@ -78,7 +78,9 @@ def _check_steps(steps: list[Any], attempts: list[Any]) -> None:
             if attempt.outcome == "failed":
                 waited_us = own[attempt.number].claimed_at_us - attempt.ended_at_us
                 assert waited_us >= RETRY_AFTER_US - CLOCK_SLACK_US, f"{where} was tried again after {waited_us} us"
-        assert step.lost <= sum(outcome in {"lost", "fenced"} for outcome in outcomes), f"{where}: {outcomes}"
+        assert step.blamed <= step.lost <= sum(outcome in {"lost", "fenced"} for outcome in outcomes), (
+            f"{where}: {outcomes}"
+        )
 
 
 def _check_families(runs: list[Any], steps: list[Any]) -> None:

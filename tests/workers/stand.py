@@ -127,6 +127,7 @@ class StandWorker:
             patience=self.patience,
             circuits=self.circuits,
             prices=settings.pop("prices", None),
+            isolation=settings.pop("isolation", None),
             settings=ExecutionSettings(
                 worker=name,
                 lease_seconds=LEASE_SECONDS,

@@ -73,10 +73,12 @@ class Scene:
             sweeper=sweeper,
         )
 
-    def process(self, worker: str, sign: Sign) -> None:
+    def process(self, worker: str, sign: Sign, *, member_of: str | None = None) -> None:
         """A process that has appeared."""
         self.signs.of[worker] = sign
-        new = NewWitness(worker=worker, namespace=NAMESPACE, place="here", pid=1, started="")
+        new = NewWitness(
+            worker=worker, namespace=NAMESPACE, member_of=member_of or worker, place="here", pid=1, started=""
+        )
         self.stand.database.transact(lambda connection: record_witness(connection, new))
 
     def claimed(self, worker: str) -> str:
@@ -198,3 +200,26 @@ def test_several_who_see_a_death_at_once_reclaim_each_step_once(scene: Scene) ->
     assert [LeaseKey(run, 1, attempt.number) for run in runs for attempt in scene.stand.attempts(run)] == [
         LeaseKey(run, 1, 1) for run in runs
     ]
+
+
+def blamed(scene: Scene, run_id: str) -> tuple[int, int]:
+    """How often the step was lost, and how often that counts against it."""
+    return scene.stand.column("steps", "lost", run_id), scene.stand.column("steps", "blamed", run_id)
+
+
+def test_a_loss_counts_against_a_step_that_was_all_its_process_held(scene: Scene) -> None:
+    scene.process("w1", Sign.DEAD)
+    scene.process("w2", Sign.DEAD)
+    alone, *company = scene.claimed("w1"), scene.claimed("w2"), scene.claimed("w2")
+    scene.look()
+    assert blamed(scene, alone) == (1, 1)
+    assert [blamed(scene, run_id) for run_id in company] == [(1, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("parent", [Sign.ALIVE, Sign.DEAD])
+def test_a_child_that_dies_with_its_worker_has_killed_nobody(scene: Scene, parent: Sign) -> None:
+    scene.process("parent", parent)
+    scene.process("child", Sign.DEAD, member_of="parent")
+    run_id = scene.claimed("child")
+    scene.look()
+    assert blamed(scene, run_id) == (1, 1 if parent is Sign.ALIVE else 0)

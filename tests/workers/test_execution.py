@@ -179,7 +179,7 @@ def test_a_superseded_attempt_is_fenced_and_its_spend_recorded(stand: Stand) -> 
         during.clear()
         stand.pass_time(11)
         key = LeaseKey(run_id, 1, 1)
-        assert stand.database.transact(lambda connection: take_back(connection, key, why="not heard of"))
+        assert stand.database.transact(lambda connection: take_back(connection, key, why="not heard of", alone=False))
         other.executor.execute(run_id, 1)
 
     during["paid"] = lose_and_overtake
@@ -197,7 +197,9 @@ def test_an_attempt_taken_back_and_not_yet_run_again_is_fenced_when_it_reports(s
     def lose() -> None:
         during.clear()
         key = LeaseKey(run_id, 1, 1)
-        stand.database.transact(lambda connection: take_back(connection, key, why="not heard of", anyway=True))
+        stand.database.transact(
+            lambda connection: take_back(connection, key, why="not heard of", alone=False, anyway=True)
+        )
 
     during["paid"] = lose
     worker = stand.worker(executes_paid, paid)

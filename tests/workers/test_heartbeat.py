@@ -131,7 +131,7 @@ def test_a_lease_that_was_taken_back_stops_the_body(stand: Stand) -> None:
 
     def lose(_: StandWorker, run_id: str) -> None:
         key = LeaseKey(run_id, 1, 1)
-        stand.database.transact(lambda connection: take_back(connection, key, why="test", anyway=True))
+        stand.database.transact(lambda connection: take_back(connection, key, why="test", alone=True, anyway=True))
 
     def go_on(*_: object) -> None:
         for _number in range(10_000):

@@ -1,4 +1,4 @@
-"""A step that has lost two workers runs alone in a child process: it condemns nobody but itself."""
+"""A suspect runs alone in a child process: it condemns nobody but itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from paidonce_models.store.claims import Claim, claim_step
 from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.sweeping import take_back
 from paidonce_workers.interrupt import Reason
-from paidonce_workers.isolation import TELL_SECONDS
+from paidonce_workers.isolation.child import TELL_SECONDS
 from tests.services.waiting import wait_until
+from tests.workers import deadly_steps
 from tests.workers.stand import LEASE_SECONDS, Stand
 
 HERE = "tests.workers.test_isolation"
@@ -62,7 +63,7 @@ def asks() -> int:
         return client.post("http://llm.internal/v1/chat/completions", json={"model": "m"}).status_code
 
 
-@step(name="isolated.dies", max_lost=4)
+@step(name="isolated.dies", max_lost=2)
 def dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -115,17 +116,22 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
 
 
 def lost_twice(stand: Stand, name: str) -> str:
-    """A run whose first step has lost two workers."""
-    run_id = stand.submit(isolates, {"name": name})
-    stand.worker(*DECLARATIONS).serve(stand.publisher.messages.popleft())
-    for _ in range(2):
+    """A run whose first step has lost two workers that ran others as well."""
+    return lost(stand, isolates, {"name": name}, DECLARATIONS)
+
+
+def lost(stand: Stand, asked: Any, given: dict[str, Any], declarations: Sequence[Any], times: int = 2) -> str:
+    """A run whose first step has lost so many workers."""
+    run_id = stand.submit(asked, given)
+    stand.worker(*declarations).serve(stand.publisher.messages.popleft())
+    for _ in range(times):
         claim: Claim | None = stand.database.transact(
             lambda connection: claim_step(connection, run_id=run_id, position=1, worker="gone", lease_us=1)
         )
         assert claim is not None
         key = LeaseKey(run_id, 1, claim.attempt)
         stand.pass_time(LEASE_SECONDS)
-        stand.database.transact(lambda connection, key=key: take_back(connection, key, why="gone"))  # type: ignore[misc]
+        stand.database.transact(lambda connection, key=key: take_back(connection, key, why="gone", alone=False))  # type: ignore[misc]
     stand.publisher.take()
     return run_id
 
@@ -188,7 +194,7 @@ def test_a_body_that_kills_its_process_loses_the_attempt_and_no_worker(stand: St
     worker.executor.execute(run_id, 1)
     attempt = stand.attempts(run_id)[2]
     assert attempt.outcome == "lost"
-    assert attempt.error is not None and "killed the process it ran alone in (signal 9)" in str(attempt.error)
+    assert attempt.error is not None and "killed the process it ran alone in (signal 9, SIGKILL)" in str(attempt.error)
     assert stand.steps(run_id)[0].state == "scheduled"
     worker.executor.execute(run_id, 1)
     assert stand.steps(run_id)[0].state == "failed"
@@ -226,3 +232,45 @@ def test_an_interrupt_ends_the_child(stand: Stand, tmp_path: Path, monkeypatch: 
     attempt = stand.attempts(run_id)[2]
     assert attempt.outcome == "cancelled" and attempt.error is not None and attempt.error["code"] == "handed_back"
     assert stand.steps(run_id)[0].lost == 2
+
+
+DEADLY = (deadly_steps.deadly, deadly_steps.harmless, deadly_steps.dies, deadly_steps.lives)
+DEATHS = {
+    "segfault": "signal 11, SIGSEGV",
+    "exit 0": "exit status 0",
+    "kill": "signal 9, SIGKILL",
+    "terminate": "signal 15, SIGTERM",
+    "exit in a thread": "exit status 4",
+    "kill the parent": "signal 9, SIGKILL",
+    "kill the group": "signal 9, SIGKILL",
+    "die and leave a child": "exit status 5",
+}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_each_way_to_die_is_told_apart_and_kills_nobody_else(stand: Stand, how: str) -> None:
+    run_id = lost(stand, deadly_steps.deadly, {"how": how}, DEADLY)
+    stand.worker(*DEADLY, modules=("tests.workers.deadly_steps",)).executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert attempt.outcome == "lost" and attempt.error is not None
+    assert f"killed the process it ran alone in ({DEATHS[how]})" in str(attempt.error["message"])
+    assert stand.column("steps", "blamed", run_id) == 1
+    left = [
+        process for process in psutil.process_iter(["cmdline"]) if deadly_steps.LEFT in (process.info["cmdline"] or ())
+    ]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
+
+
+@pytest.mark.parametrize("how", ["closes everything", "writes junk everywhere"])
+def test_what_a_body_does_to_its_descriptors_does_not_hide_its_result(stand: Stand, how: str) -> None:
+    run_id = lost(stand, deadly_steps.harmless, {"how": how}, DEADLY)
+    stand.worker(*DEADLY, modules=("tests.workers.deadly_steps",)).executor.execute(run_id, 1)
+    assert stand.steps(run_id)[0].state == "succeeded", stand.attempts(run_id)[2].error
+
+
+def test_a_memory_limit_of_its_own_is_the_failure_of_the_body(stand: Stand) -> None:
+    run_id = lost(stand, deadly_steps.harmless, {"how": "runs out of memory"}, DEADLY)
+    stand.worker(*DEADLY, modules=("tests.workers.deadly_steps",)).executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert attempt.outcome == "failed" and attempt.error is not None and attempt.error["type"] == "MemoryError"

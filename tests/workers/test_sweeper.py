@@ -246,6 +246,26 @@ def test_after_max_lost_the_agent_is_told(stand: Stand) -> None:
     assert stand.run(run_id).result == b'"AttemptsLost"'
 
 
+def test_a_loss_in_company_counts_against_nobody(stand: Stand) -> None:
+    """Also against the one whose lease runs out last, when nobody else's is left."""
+    runs = [asked_for(stand), asked_for(stand)]
+    sweeper = stand.sweeper()
+    for _ in range(4):
+        claim(stand, runs[0], worker="first-and-second")
+        stand.pass_time(3)
+        claim(stand, runs[1], worker="first-and-second")
+        rounds(stand, sweeper, 16)
+    stand.publisher.take()
+    alone = asked_for(stand)
+    claim(stand, alone, worker="third")
+    rounds(stand, sweeper, 12)
+    for run_id in runs:
+        assert [attempt.outcome for attempt in stand.attempts(run_id)] == ["lost"] * 4
+        assert stand.steps(run_id)[0].state == "scheduled"
+        assert stand.column("steps", "blamed", run_id) == 0
+    assert stand.column("steps", "blamed", alone) == 1
+
+
 def test_what_must_not_be_repeated_is_unknown_when_lost(stand: Stand) -> None:
     run_id = asked_for(stand, swept_once)
     claim(stand, run_id)

@@ -82,8 +82,10 @@ class DeathWatch:
         seen = self._signs.read(everywhere=self._sweeper.leads())
         dead = [row for row, sign in seen if row.worker != self._worker and self._is_dead(row.worker, sign)]
         self._last_look = time.monotonic()
+        gone = {row.worker for row in dead}
         for row in dead:
-            self._reclaim(row.worker)
+            # A child that dies with its worker was killed from outside, whatever it ran.
+            self._reclaim(row.worker, may_blame=row.member_of == row.worker or row.member_of not in gone)
         if any(row.held is None for row in dead):
             self._database.transact(lambda connection: hasten_messages(connection, self._namespace))
             self._sweeper.sweep_now()
@@ -98,7 +100,7 @@ class DeathWatch:
             self._missing_since.pop(worker, None)
         return now - self._missing_since.setdefault(worker, now) >= MISSING_SECONDS
 
-    def _reclaim(self, worker: str) -> None:
+    def _reclaim(self, worker: str, *, may_blame: bool) -> None:
         held = self._database.transact(lambda connection: mark_dead(connection, worker))
         if held is None:  # it has appeared again
             return
@@ -106,7 +108,14 @@ class DeathWatch:
             keys = leases_of(connection, worker)
         messages: list[Message] = []
         for key in keys:
-            reclaim = partial(take_back, key=key, why=f"its process {worker} ended", anyway=True, owner=worker)
+            reclaim = partial(
+                take_back,
+                key=key,
+                why=f"its process {worker} ended",
+                alone=may_blame and held == 1,
+                anyway=True,
+                owner=worker,
+            )
             try:
                 message = self._database.transact(reclaim)
             except StatementRefused as error:  # one row must not keep the others from being reclaimed

@@ -27,7 +27,7 @@ from typing import Protocol
 
 from paidonce_models.log_texts import failure_of
 from paidonce_workers.interrupt import Reason
-from paidonce_workers.machinery import Machinery
+from paidonce_workers.machinery import DrainIsolatedHook, Machinery
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,22 @@ class Drain:
 
     def run(self, running: Callable[[], Sequence[Drainable]], seconds: float) -> None:
         """Let go of everything that ``running`` names; takes at most the times of the machinery."""
+        isolated = self._machinery.drain_isolated
+        wait_for_isolated = None if isolated is None else isolated(seconds)
+        if isolated is not None:
+            threading.Thread(
+                target=self._hurry_isolated, args=(isolated,), name="paidonce-hurry-isolated", daemon=True
+            ).start()
+        self._let_go(running, seconds)
+        if wait_for_isolated is not None:
+            wait_for_isolated()
+
+    def _hurry_isolated(self, drain_isolated: DrainIsolatedHook) -> None:
+        """In a thread: at a second signal, isolation hosts hand back at once, too."""
+        self._machinery.hurry.wait()
+        drain_isolated(0.0)
+
+    def _let_go(self, running: Callable[[], Sequence[Drainable]], seconds: float) -> None:
         if self._all_end(running(), seconds, hurried_seconds=0.0):
             return
         for task in running():

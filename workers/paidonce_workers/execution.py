@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -33,6 +33,7 @@ from paidonce_models.store.claims import Claim, Claimant
 from paidonce_models.store.completion import Acceptance, Completion
 from paidonce_models.store.leases import LeaseKey, hand_back, mark_unknown
 from paidonce_models.store.messages import Message, StepMessage
+from paidonce_models.store.suspicion import Suspect, is_suspect
 from paidonce_models.store.sweeping import take_back
 from paidonce_models.usage import CallRecord
 from paidonce_workers.attempt import Attempt, key_of
@@ -42,7 +43,7 @@ from paidonce_workers.declared_body import run_declared
 from paidonce_workers.failed_attempts import FailedAttempts
 from paidonce_workers.held_leases import HeldLease, HeldLeases
 from paidonce_workers.interrupt import Reason, shielded
-from paidonce_workers.isolation import ChildDied, run_in_child
+from paidonce_workers.isolation.child import ChildDied, run_in_child
 from paidonce_workers.own_claims import OwnClaims
 from paidonce_workers.patience import Patience
 from paidonce_workers.refused_completions import record_in_some_form, record_with_calls
@@ -51,11 +52,9 @@ from paidonce_workers.soon import Soon
 from paidonce_workers.turn import Turn, current_turn, keep_here
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 log = logging.getLogger(__name__)
-
-LOSSES_BEFORE_ISOLATION = 2
-"""After so many lost attempts a step runs alone in a child process, so that it condemns only itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,17 @@ class ExecutionSettings:
     """What budgets reserve for an attempt of which nothing is known."""
     inline_retry_seconds: float = 5.0
     """How long a tool that is called inside a step may be tried again in place."""
+    isolates_all: bool = False
+    """Whether this process runs every body in a process of its own."""
     cancel_grace_seconds: float = 60.0
     """What the ``finally`` of child runs may take where a policy ends their run."""
+
+
+class Isolation(Protocol):
+    """Where steps go that may kill whoever runs them."""
+
+    def send(self, message: StepMessage, suspect: Suspect) -> bool:
+        """Let another process claim and execute the step; False: there is none that could."""
 
 
 class Executor:
@@ -94,8 +102,13 @@ class Executor:
         circuits: StepCircuits,
         prices: Callable[[], PriceBook] | None = None,
         memory: PayloadMemory | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
-        """``prices`` gives the book by which calls are priced; ``None``: list prices only."""
+        """``prices`` gives the book by which calls are priced; ``None``: list prices only.
+
+        ``isolation`` ``None``: suspects are claimed like any other step and run in children of this process.
+        """
+        self._isolation = isolation
         self._circuits = circuits
         self._gates: dict[LeaseKey, Gate] = {}
         self._failures = FailedAttempts(circuits, settings.worker)
@@ -146,7 +159,7 @@ class Executor:
                 self._publish_what_follows(messages)
                 return
             try:
-                claim = self._claim_patiently(run_id, position)
+                claim = self._claim_or_send_patiently(run_id, position, name, agent)
             finally:
                 if claim is None:
                     gate.release()
@@ -201,15 +214,31 @@ class Executor:
     def _patiently(self, act: Callable[[], T], what: str) -> T:
         return self._patience.until_done(act, what)
 
-    def _claim_patiently(self, run_id: str, position: int) -> Claim | None:
+    def _claim_or_send_patiently(self, run_id: str, position: int, name: str, agent: str) -> Claim | None:
+        """The claim; ``None`` also where the step is a suspect and is seen to elsewhere.
+
+        It is not claimed here: this process may die before it could hand the step on, and would lose it once more.
+        """
+        if self._isolation is None:
+            return self._claim_patiently(run_id, position, self._claimer.claim)
+        found = self._claim_patiently(run_id, position, self._claimer.claim_unless_suspect)
+        if not isinstance(found, Suspect):
+            return found
+        message = StepMessage(run_id=run_id, position=position, name=name, agent=agent, queue="", priority=0)
+        if self._isolation.send(message, found):
+            return None
+        return self._claim_patiently(run_id, position, self._claimer.claim)
+
+    def _claim_patiently(self, run_id: str, position: int, claim: Callable[[str, int], C]) -> C | Claim | None:
         tries = itertools.count(1)
 
-        def act() -> Claim | None:
+        def act() -> C | Claim | None:
             if next(tries) > 1:  # the store has gone away: perhaps after the commit and before its answer
                 lost = self.own.take_in_doubt(run_id, position)
                 if lost is not None:
                     return lost
-            return self.own.take(self._claimer.claim(run_id, position))
+            found = claim(run_id, position)
+            return self.own.take(found) if isinstance(found, Claim) else found
 
         return self._patiently(act, f"step {position} of run {run_id}")
 
@@ -315,7 +344,14 @@ class Executor:
                 refused_calls=attempt.circuits.refused_calls,
             )
         except ChildDied as error:
-            self._lose(claim, error, attempt.take_calls(self._circuits))
+            self._lose(claim, error.message, attempt.take_calls(self._circuits), alone=True)
+            return None
+        except MemoryError as error:
+            if declaration.delivery == "at_most_once" or len(self._held.all()) == 1:
+                return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
+            # Whoever asks last is told, and that is not who has taken it all: as with a death, nobody is named.
+            why = f"memory ran out in a process that ran other steps as well ({error})"
+            self._lose(claim, why, attempt.take_calls(self._circuits), alone=False)
             return None
         except Exception as error:  # noqa: BLE001 - whatever user code raises is the step's failure
             return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
@@ -335,11 +371,12 @@ class Executor:
         where = f"step {claim.position} ({claim.name}) of run {claim.run_id}"
         limit = attempt.limit_seconds(self._settings.step_timeout_seconds)
         key = key_of(claim)
-        if claim.lost >= LOSSES_BEFORE_ISOLATION:
+        if self._settings.isolates_all or is_suspect(claim.lost):
             log.warning(
-                "%s lost %d workers and runs alone in a child process",
+                "%s lost %d workers, %d of which ran nothing else, and runs alone in a child process",
                 where,
                 claim.lost,
+                claim.blamed,
                 extra={"event": "step_isolated", "run_id": claim.run_id, "step": claim.position},
             )
             result = self._bodies.run(
@@ -384,9 +421,9 @@ class Executor:
             f"the time-out of step {claim.position} of run {claim.run_id}",
         )
 
-    def _lose(self, claim: Claim, error: ChildDied, calls: Sequence[CallRecord]) -> None:
+    def _lose(self, claim: Claim, why: str, calls: Sequence[CallRecord], *, alone: bool) -> None:
         def write(connection: Connection) -> Message | None:
-            return take_back(connection, key_of(claim), why=error.message, anyway=True)
+            return take_back(connection, key_of(claim), why=why, alone=alone, anyway=True)
 
         message = self._patiently(
             lambda: record_with_calls(self._database, claim, calls, write),

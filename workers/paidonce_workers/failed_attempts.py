@@ -13,7 +13,7 @@ from paidonce_models.states import AttemptOutcome
 from paidonce_models.store.completion import Completion
 from paidonce_models.store.parked_steps import Parking
 from paidonce_workers.attempt import Attempt
-from paidonce_workers.isolation import ChildError
+from paidonce_workers.isolation.child import ChildError
 from paidonce_workers.resilience import (
     FailedRequest,
     Follows,

@@ -1,60 +1,65 @@
-"""The child process of ``isolation``: reads a claim, runs its body, writes the answer, dies with its parent."""
+"""``python -m paidonce_workers.isolated``: begins a body's own process, and stands between it and its parent.
 
-from __future__ import annotations
+Forks before anything is imported. The child runs the body (``isolation.isolated_body``); this process only waits, and
+ends the way the child did. A body that kills the parent of its process kills this one, a body that closes all its
+descriptors leaves this one's open, and if whoever waits for the body dies, the kernel ends both.
+"""
 
-import asyncio
+import ctypes
 import os
-import pickle
+import resource
+import signal
 import sys
-import threading
-from multiprocessing.connection import Connection
-from typing import Any
 
-from paidonce.module_loading import load_modules
-from paidonce.policies import describe_failure
-from paidonce.registry import default_registry
-from paidonce.usage import CallRecorder
-from paidonce.user_errors import error_of, traceback_of
-from paidonce_models.errors import ConfigurationError
-from paidonce_models.masking import mask_names
-from paidonce_models.pricing import PriceBook
-from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
-from paidonce_workers.capture import install
-from paidonce_workers.declared_body import run_declared
-from paidonce_workers.isolation import MASKED_NAMES, ErrorInChild, Teller
+PR_SET_PDEATHSIG = 1
 
 
-def main(answers: int) -> None:
-    """Run one step and end; ``answers`` is the descriptor of the pipe to the parent."""
-    keep_reports_quiet()
-    sys.excepthook = lambda _kind, error, _trace: print(safe_trace(error), file=sys.stderr)
-    mask_names(os.environ.get(MASKED_NAMES, "").split(","))
-    claim, modules, provider_hosts, price_rows = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_die_with_parent, name="paidonce-parent-watch", daemon=True).start()
-    install(provider_hosts)
-    load_modules(modules)
-    prices = PriceBook(price_rows)
-    recorder = CallRecorder(prices=lambda: prices)
-    teller = Teller(Connection(answers, readable=False), recorder)
-    declaration = default_registry.step(claim.name)
-
-    def call(fn: Any, args: list[object], kwargs: dict[str, object]) -> object:
-        result = fn(*args, **kwargs)
-        return asyncio.run(result) if declaration is not None and declaration.is_async else result
-
+def _die_with(parent: int) -> None:
+    """Linux only; elsewhere the body notices the end of its standard input."""
     try:
-        if declaration is None:
-            raise ConfigurationError(f"the modules {', '.join(modules)} hold no step {claim.name}")
-        answer: bytes | ErrorInChild = run_declared(declaration, claim, recorder, None, call)
-    except BaseException as error:  # noqa: BLE001 - whatever the body raises is its answer
-        answer = ErrorInChild(error_of(error), traceback_of(error), describe_failure(error))
-    teller.tell(answer)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (AttributeError, OSError):
+        return
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)
 
 
-def _die_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
+def _volunteer_for_the_oom_killer() -> None:
+    """Out of memory, the kernel shall end the suspect and not the worker beside it."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:
+        return
+
+
+def main(parent: int, answers: int) -> None:
+    """``answers`` is the descriptor of the pipe to the process ``parent``."""
+    _die_with(parent)
+    middle = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    body = os.fork()
+    if body == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        _die_with(middle)
+        _volunteer_for_the_oom_killer()
+        # Only now, and only here: what is imported costs time and memory, and this process needs none of it.
+        from paidonce_workers.isolation.isolated_body import run  # noqa: PLC0415
+
+        run(answers, middle)
+        return
+    # Told to end it: only its parent can see to it that nothing of it is left, not even a zombie.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(body, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    _, status = os.waitpid(body, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file is enough
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(max(code, 0))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

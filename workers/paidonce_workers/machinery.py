@@ -21,6 +21,7 @@ ATTRIBUTE = "paidonce_machinery"
 
 UnknownStepHook = Callable[[str, Sequence[Any], Mapping[str, Any], Any], bool]
 RefusedSubmissionHook = Callable[[str, Any, str], object]
+DrainIsolatedHook = Callable[[float], Callable[[], object]]
 DrainExpiredHook = Callable[[list[Hashable]], None]
 
 
@@ -53,6 +54,10 @@ class Machinery:
 
     on_drain_expired: DrainExpiredHook | None = None
     """Called once with the keys of bodies that did not even end when interrupted: hand them back in the store."""
+
+    drain_isolated: DrainIsolatedHook | None = None
+    """Called with the seconds of a drain when it begins, and with 0 when it is to end at once: the processes that hold
+    isolated steps end, too. Returns what waits for them, in bounded time."""
 
     on_unknown_step: UnknownStepHook | None = None
     """``(name, args, kwargs, message)`` of a task this worker does not hold; runs in a thread of its own.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -31,6 +31,7 @@ from paidonce_models.store.rolling_up import ROLL_UP_BATCH, roll_up
 from paidonce_models.store.standing import restate_stale_runs
 from paidonce_models.store.sweeping import (
     Due,
+    company_of,
     due_timers,
     expired_leases,
     fire_timer,
@@ -50,6 +51,8 @@ GAP_SECONDS = 5.0
 REPEATS_THAT_DOUBT_THE_QUEUE = 3
 """A message that was repeated so often is sent although its queue is not empty: it may not be in there."""
 BLOCK_EVERY_SECONDS = 5.0
+PROCESSES_REMEMBERED = 1_000
+"""Of so many processes that vanished it is known that they ran several steps: their leases expire one by one."""
 ROLL_UP_EVERY_SECONDS = 10.0
 ROLL_UP_BATCHES = 5
 """What a sweep may spend on the ledger's sums; the rest follows in the next one, and queries are right meanwhile."""
@@ -85,6 +88,7 @@ class Sweeper:
         self._lease_seconds = lease_seconds
         self._every_seconds = every_seconds
         self._no_worker_seconds = no_worker_seconds
+        self._company: deque[str] = deque(maxlen=PROCESSES_REMEMBERED)
         self._parking = ParkingLot(database, namespace, breakers)
         self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
         self._frozen_us = int(max(frozen_seconds - lease_seconds, 0.0) * 1e6)
@@ -264,13 +268,17 @@ class Sweeper:
     def _take_back(self, shard: int) -> list[Message]:
         living = self._living()
         with self._database.read() as connection:
-            expired = expired_leases(
-                connection, namespace=self._namespace, shard=shard, living=living, frozen_us=self._frozen_us
-            )
+            expired = [
+                (key, *company_of(connection, key))
+                for key in expired_leases(
+                    connection, namespace=self._namespace, shard=shard, living=living, frozen_us=self._frozen_us
+                )
+            ]
+        self._company.extend({owner for _, owner, held in expired if held > 1})
         messages: list[Message] = []
         why = f"worker not heard of for {self._lease_seconds:g} s"
-        for key in expired:
-            message = self._one_of_many(partial(take_back, key=key, why=why))
+        for key, owner, _ in expired:
+            message = self._one_of_many(partial(take_back, key=key, why=why, alone=owner not in self._company))
             log.warning(
                 "step %d of run %s: attempt %d is lost, its worker was not heard of",
                 key.position,

@@ -38,10 +38,15 @@ class Witness:
         self._file_lock = None if database.file is None else FileLock(database.file, worker)
         self._stopping = threading.Event()
         self._wake, self._waker = socket.socketpair()
+        self._member_of = worker
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Appear to the others, at once where the store lets us, and stay so; waits for nothing."""
+    def start(self, member_of: str) -> None:
+        """Appear to the others, at once where the store lets us, and stay so; waits for nothing.
+
+        ``member_of`` is the worker that this process belongs to: a prefork child's parent, else itself.
+        """
+        self._member_of = member_of
         appeared = self._try_to_appear()
         self._thread = threading.Thread(target=self._serve, args=(appeared,), name="paidonce-witness", daemon=True)
         self._thread.start()
@@ -86,6 +91,7 @@ class Witness:
             witness = NewWitness(
                 worker=self._worker,
                 namespace=self._namespace,
+                member_of=self._member_of,
                 place=this_place(),
                 pid=os.getpid(),
                 started=start_of(os.getpid()),

@@ -59,6 +59,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     machinery.on_refused_submission = lambda *found: refuse_submission(processes.current(), *found)
     machinery.on_drain_expired = lambda keys: processes.current().hand_back_held(keys)
     machinery.give_away = lambda kept: processes.current().give_away(kept)
+    machinery.drain_isolated = processes.drain_isolated
     choose_pool(app, machinery)
     register_tasks(app, registry, processes.current)
     _connect(app, processes, idle_targets(book, registry.steps, settings.provider_hosts))

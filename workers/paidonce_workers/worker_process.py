@@ -9,14 +9,15 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from paidonce.advance import Advancer, AdvanceSettings
 from paidonce.celery_app import PaidonceCelery
 from paidonce.policies import describe_failure, policies_from_settings
 from paidonce.publishing import Publisher
-from paidonce.registry import Registry
+from paidonce.registry import Registry, default_registry
 from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
@@ -37,6 +38,8 @@ from paidonce_workers.execution import ExecutionSettings, Executor
 from paidonce_workers.heartbeat import Heartbeat
 from paidonce_workers.held_leases import HeldLeases
 from paidonce_workers.incoming import UnusableMessage, checked_address
+from paidonce_workers.isolation.hosts import DrainTimes, IsolationHosts
+from paidonce_workers.isolation.orders import Beginning
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
@@ -52,11 +55,27 @@ log = logging.getLogger(__name__)
 PASS_ON_AFTER_US = 5_000_000
 
 
+class Role(StrEnum):
+    """What a process that executes steps is."""
+
+    WORKER = "worker"
+    POOL_CHILD = "pool_child"
+    """Forked by Celery, runs one step at a time: what it isolates may be a child of its own."""
+    ISOLATION_HOST = "isolation_host"
+
+
 class WorkerProcess:
     """The parts of one process that executes steps."""
 
     def __init__(
-        self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery, worker: str
+        self,
+        *,
+        app: PaidonceCelery,
+        settings: Settings,
+        registry: Registry,
+        machinery: Machinery,
+        worker: str,
+        role: Role = Role.WORKER,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -82,6 +101,9 @@ class WorkerProcess:
         )
         if self.breakers is not None:
             self.breakers.subscribe(self._note_transition)
+        # A host finds the code where this process has found it: in the modules that the settings name.
+        can_isolate = role is Role.WORKER and bool(settings.agents) and registry is default_registry
+        self.isolation = self._isolation_hosts(machinery) if can_isolate else None
         memory = PayloadMemory()
         advancer = Advancer(
             self.database,
@@ -115,7 +137,9 @@ class WorkerProcess:
                 guesses=settings.guesses,
                 inline_retry_seconds=settings.inline_retry_seconds,
                 cancel_grace_seconds=settings.cancel_grace_seconds,
+                isolates_all=role is Role.ISOLATION_HOST,
             ),
+            isolation=self.isolation,
             circuits=self.circuits,
             prices=self.prices.current,
             memory=memory,
@@ -125,6 +149,18 @@ class WorkerProcess:
         self._sweeper: Sweeper | None = None
         self._witness = Witness(database=self.database, namespace=settings.namespace, worker=worker)
         self._death_watch: DeathWatch | None = None
+
+    def _isolation_hosts(self, machinery: Machinery) -> IsolationHosts:
+        return IsolationHosts(
+            beginning=Beginning(
+                settings=self.settings,
+                at_once=self.settings.isolated_at_once,
+                log_level=logging.getLogger().getEffectiveLevel(),
+            ),
+            times=DrainTimes(
+                interrupt_seconds=machinery.interrupt_seconds, hand_back_seconds=machinery.hand_back_seconds
+            ),
+        )
 
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""
@@ -139,9 +175,9 @@ class WorkerProcess:
         if self.breakers is not None:
             self.breakers.start()
 
-    def start_witness(self) -> None:
+    def start_witness(self, registered_as: str) -> None:
         """From now on the death of this process is seen at once, and nothing else is taken for it."""
-        self._witness.start()
+        self._witness.start(registered_as)
 
     def start_heartbeat(self, registered_as: str) -> None:
         """Renew the leases of this process, on a connection of its own."""
@@ -357,7 +393,18 @@ class WorkerProcess:
 class WorkerProcesses:
     """The wiring of whatever process asks: the worker's own, or a forked child's, made at first use."""
 
-    def __init__(self, *, app: PaidonceCelery, settings: Settings, registry: Registry, machinery: Machinery) -> None:
+    def __init__(
+        self,
+        *,
+        app: PaidonceCelery,
+        settings: Settings,
+        registry: Registry,
+        machinery: Machinery,
+        role: Role = Role.WORKER,
+    ) -> None:
+        """``role`` is that of this process; those forked from it are children of its pool."""
+        self._role = role
+        self._pid = os.getpid()
         self._app = app
         self._settings = settings
         self._registry = registry
@@ -377,6 +424,14 @@ class WorkerProcesses:
                     process = self._make(pid)
         return process
 
+    def drain_isolated(self, seconds: float) -> Callable[[], object]:
+        """Let this process's isolation hosts end within so many seconds; returns what waits for that."""
+        process = self._made.get(os.getpid())
+        if process is None or process.isolation is None:
+            return lambda: None
+        process.isolation.drain(seconds)
+        return process.isolation.wait
+
     def _make(self, pid: int) -> WorkerProcess:
         worker = f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:6]}"
         process = WorkerProcess(
@@ -385,6 +440,7 @@ class WorkerProcesses:
             registry=self._registry,
             machinery=self._machinery,
             worker=worker,
+            role=self._role if pid == self._pid else Role.POOL_CHILD,
         )
         if not self.registered_as:
             self.registered_as = worker
@@ -393,6 +449,6 @@ class WorkerProcesses:
         process.start_capture()
         process.start_prices()
         process.start_breakers()
-        process.start_witness()
+        process.start_witness(self.registered_as)
         process.start_heartbeat(self.registered_as)
         return process

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, text
 from paidonce_models.documents import Encoded
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.store.payload_rows import read_payload, row_or_none
+from paidonce_models.store.suspicion import IS_SUSPECT, Suspect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,8 @@ class Claim:
     elapsed_us: int
     """Since the step's first claim, without the time that it was parked."""
     arguments: Encoded
+    blamed: int = 0
+    """How many of the ``lost`` attempts count against the step."""
     has_reservations: bool = False
     """Whether budgets apply: whatever ends this attempt gives back what it has reserved."""
 
@@ -65,7 +68,7 @@ _CLAIM = (
     "started_at_us = coalesce(started_at_us, paidonce_now()) "
     f"WHERE {CLAIMABLE}{{unless}} "
     "RETURNING run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
-    "args_id, lease_expires_at_us - :lease_us AS claimed_at_us, "
+    "blamed, args_id, lease_expires_at_us - :lease_us AS claimed_at_us, "
     "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
     "paidonce_now() - started_at_us - parked_us AS elapsed_us"
 )
@@ -76,20 +79,31 @@ _UNLESS_BUDGETED = {
 _ATTEMPT_COLUMNS = (
     "run_id, position, number, namespace, root_run_id, agent, step, worker, claimed_at_us, calls, unpriced_calls"
 )
-_TAKE_LEASE = {dialect: text(_CLAIM.format(unless=unless)) for dialect, unless in _UNLESS_BUDGETED.items()}
+_UNLESS_SUSPECT = {True: "", False: f" AND NOT {IS_SUSPECT}"}
+"""By whether the claimant takes suspects, too."""
+_TAKE_LEASE = {
+    (dialect, suspects): text(_CLAIM.format(unless=unless_suspect + unless))
+    for dialect, unless in _UNLESS_BUDGETED.items()
+    for suspects, unless_suspect in _UNLESS_SUSPECT.items()
+}
 _TAKE_RESERVED_LEASE = text(_CLAIM.format(unless=""))
 _INSERT_ATTEMPT = text(
     f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES (:run_id, :position, :attempt, :namespace, :root_run_id, "
     ":agent, :name, :worker, :claimed_at_us, 0, 0)"
 )
 _PAYLOAD = text("SELECT codec, inline FROM payloads WHERE namespace = :namespace AND id = :id")
-_CLAIM_AT_ONCE = text(
-    f"WITH claimed AS ({_CLAIM.format(unless=_UNLESS_BUDGETED['postgresql'])}), "
-    f"opened AS (INSERT INTO attempts ({_ATTEMPT_COLUMNS}) "
-    "SELECT run_id, position, attempt, namespace, root_run_id, agent, name, :worker, claimed_at_us, 0, 0 FROM claimed) "
-    "SELECT claimed.*, payloads.codec, payloads.inline FROM claimed "
-    "LEFT JOIN payloads ON payloads.namespace = claimed.namespace AND payloads.id = claimed.args_id"
-)
+_CLAIM_AT_ONCE = {
+    suspects: text(
+        f"WITH claimed AS ({_CLAIM.format(unless=unless_suspect + _UNLESS_BUDGETED['postgresql'])}), "
+        f"opened AS (INSERT INTO attempts ({_ATTEMPT_COLUMNS}) "
+        "SELECT run_id, position, attempt, namespace, root_run_id, agent, name, :worker, claimed_at_us, 0, 0 "
+        "FROM claimed) "
+        "SELECT claimed.*, payloads.codec, payloads.inline FROM claimed "
+        "LEFT JOIN payloads ON payloads.namespace = claimed.namespace AND payloads.id = claimed.args_id"
+    )
+    for suspects, unless_suspect in _UNLESS_SUSPECT.items()
+}
+_FIND_SUSPECT = text(f"SELECT lost, blamed FROM steps WHERE {CLAIMABLE} AND {IS_SUSPECT}")
 
 
 def claim_step(
@@ -99,22 +113,24 @@ def claim_step(
     position: int,
     worker: str,
     lease_us: int,
+    suspects: bool = True,
     memory: PayloadMemory | None = None,
 ) -> Claim | None:
     """Take the step for this worker, or ``None`` where it is finished, held, cancelled, not yet due or has a budget.
 
     Guard: only a step that is scheduled or retrying and due is taken, and its
     row's lock makes the second of two racing claims see it running. One whose
-    run draws on a budget is left for ``claim_within_budgets``.
+    run draws on a budget is left for ``claim_within_budgets``. ``suspects`` False:
+    one that may kill whoever runs it is left, too, to those who isolate it.
     """
     parameters: dict[str, Any] = {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
     if connection.dialect.name == "postgresql":
-        row = connection.execute(_CLAIM_AT_ONCE, parameters).first()
+        row = connection.execute(_CLAIM_AT_ONCE[suspects], parameters).first()
         if row is None:
             return None
         joined = row_or_none(row)
     else:
-        row = take_lease(connection, **parameters)
+        row = take_lease(connection, **parameters, suspects=suspects)
         if row is None:
             return None
         payload = connection.execute(_PAYLOAD, {"namespace": row.namespace, "id": row.args_id}).first()
@@ -124,12 +140,18 @@ def claim_step(
 
 _FIND = text(
     "SELECT run_id, position, attempt, namespace, root_run_id, agent, kind, name, queue, priority, lost, failed, "
-    "args_id, paidonce_now() AS claimed_at_us, paidonce_now() - started_at_us - parked_us AS elapsed_us, "
+    "blamed, args_id, paidonce_now() AS claimed_at_us, paidonce_now() - started_at_us - parked_us AS elapsed_us, "
     "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
     "(SELECT count(*) FROM reservations r WHERE r.run_id = steps.run_id AND r.position = steps.position "
     "AND r.attempt = steps.attempt) AS reservations "
     "FROM steps WHERE run_id = :run_id AND lease_owner = :worker AND state = 'running' ORDER BY position"
 )
+
+
+def find_suspect(connection: Connection, *, run_id: str, position: int) -> Suspect | None:
+    """Why a step that could be claimed is left to those who isolate it; ``None`` where it is not."""
+    row = connection.execute(_FIND_SUSPECT, {"run_id": run_id, "position": position}).first()
+    return None if row is None else Suspect(lost=row.lost, blamed=row.blamed)
 
 
 def find_claims(
@@ -163,6 +185,7 @@ def claim_of(
         priority=row.priority,
         lost=row.lost,
         failed=row.failed,
+        blamed=row.blamed,
         claimed_at_us=int(row.claimed_at_us),
         consumed_seq=int(row.consumed_seq),
         elapsed_us=int(row.elapsed_us),
@@ -172,13 +195,20 @@ def claim_of(
 
 
 def take_lease(
-    connection: Connection, *, run_id: str, position: int, worker: str, lease_us: int, has_reserved: bool = False
+    connection: Connection,
+    *,
+    run_id: str,
+    position: int,
+    worker: str,
+    lease_us: int,
+    has_reserved: bool = False,
+    suspects: bool = True,
 ) -> Row[tuple[Any, ...]] | None:
     """``claim_step`` without reading the arguments, within a transaction of the caller's.
 
     ``has_reserved``: the caller has looked at the budgets in this transaction.
     """
-    statement = _TAKE_RESERVED_LEASE if has_reserved else _TAKE_LEASE[connection.dialect.name]
+    statement = _TAKE_RESERVED_LEASE if has_reserved else _TAKE_LEASE[connection.dialect.name, suspects]
     row = connection.execute(
         statement, {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
     ).first()

@@ -153,20 +153,22 @@ _EXPIRED = text(
     "OR lease_owner IS NULL OR lease_owner NOT IN :living) ORDER BY lease_expires_at_us LIMIT :most"
 ).bindparams(bindparam("living", expanding=True))
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
+_BLAMED = "(blamed + CAST(:alone AS INTEGER))"
 _TAKE_BACK = text(
     "UPDATE steps SET lost = lost + CASE WHEN state = 'running' THEN 1 ELSE 0 END, "
+    f"blamed = CASE WHEN state = 'running' THEN {_BLAMED} ELSE blamed END, "
     "state = CASE WHEN state <> 'running' THEN state WHEN delivery = 'at_most_once' THEN 'unknown' "
-    "WHEN lost + 1 >= max_lost THEN 'failed' ELSE 'scheduled' END, lease_expires_at_us = NULL, "
+    f"WHEN {_BLAMED} >= max_lost THEN 'failed' ELSE 'scheduled' END, lease_expires_at_us = NULL, "
     "lease_owner = CASE WHEN state = 'running' AND delivery = 'at_most_once' THEN lease_owner ELSE NULL END, "
     "due_at_us = NULL, publish_count = 0, "
-    "publish_at_us = CASE WHEN state = 'running' AND delivery <> 'at_most_once' AND lost + 1 < max_lost "
+    f"publish_at_us = CASE WHEN state = 'running' AND delivery <> 'at_most_once' AND {_BLAMED} < max_lost "
     "THEN paidonce_now() + :redeliver ELSE NULL END, "
-    "finished_at_us = CASE WHEN state = 'running' AND delivery <> 'at_most_once' AND lost + 1 >= max_lost "
+    f"finished_at_us = CASE WHEN state = 'running' AND delivery <> 'at_most_once' AND {_BLAMED} >= max_lost "
     "THEN paidonce_now() ELSE finished_at_us END "
     "WHERE run_id = :run_id AND position = :position AND attempt = :attempt "
     "AND (lease_expires_at_us < paidonce_now() OR CAST(:anyway AS INTEGER) = 1) "
     "AND lease_owner = coalesce(CAST(:owner AS VARCHAR), lease_owner) "
-    "RETURNING state, lost, name, agent, queue, priority, namespace, root_run_id"
+    "RETURNING state, lost, blamed, name, agent, queue, priority, namespace, root_run_id"
 )
 _LOSE = text(
     "UPDATE attempts SET outcome = 'lost', ended_at_us = paidonce_now(), error = :error "
@@ -205,22 +207,37 @@ def expired_leases(
     return [LeaseKey(row.run_id, row.position, row.attempt) for row in rows]
 
 
+_SHARING = text(
+    "SELECT s.run_id, s.position, s.attempt, (SELECT count(*) FROM steps o WHERE o.namespace = s.namespace "
+    "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner "
+    "FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
+)
+
+
+def company_of(connection: Connection, key: LeaseKey) -> tuple[str, int]:
+    """Who holds the step and how many leases that process holds in all; ``("", 0)`` where nobody does."""
+    row = connection.execute(_SHARING, {"run_id": key.run_id, "position": key.position, "attempt": key.attempt}).first()
+    return ("", 0) if row is None or row.lease_owner is None else (str(row.lease_owner), int(row.held))
+
+
 def take_back(
-    connection: Connection, key: LeaseKey, *, why: str, anyway: bool = False, owner: str | None = None
+    connection: Connection, key: LeaseKey, *, why: str, alone: bool, anyway: bool = False, owner: str | None = None
 ) -> Message | None:
     """Declare an attempt lost and schedule its step again; returns the message to publish.
 
     Guarded by the attempt's number and the lease's expiry. ``anyway`` skips the
     expiry: the executing process is known to be dead; ``owner`` is that process,
-    where another may have taken the lease over meanwhile. After ``max_lost`` losses
-    the step fails and the agent is told. Writes what this recovery avoids.
+    if nobody else may hold the lease by now. ``alone``: the step was all
+    that its process ran, or it is known to have killed it. Only such a loss
+    counts against the step, for among several nobody knows which one it was;
+    after ``max_lost`` of them the step fails and the agent is told. Writes what
+    this recovery avoids.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, {"run_id": key.run_id})
     parameters: dict[str, object] = {"run_id": key.run_id, "position": key.position, "attempt": key.attempt}
-    row = connection.execute(
-        _TAKE_BACK, {**parameters, "redeliver": REDELIVER_AFTER_US, "anyway": 1 if anyway else 0, "owner": owner}
-    ).first()
+    given = {"redeliver": REDELIVER_AFTER_US, "anyway": int(anyway), "alone": int(alone), "owner": owner}
+    row = connection.execute(_TAKE_BACK, {**parameters, **given}).first()
     if row is None:
         return None
     error: dict[str, object] = {"type": "AttemptLost", "code": "attempt_lost", "message": why}
@@ -235,7 +252,7 @@ def take_back(
         _AVOID, {**parameters, "namespace": row.namespace, "root_run_id": row.root_run_id, "agent": row.agent}
     )
     if row.state == "failed":
-        return _fail_after_losses(connection, key, row.lost, row.name)
+        return _fail_after_losses(connection, key, row.name, lost=row.lost, blamed=row.blamed, why=why)
     return StepMessage(
         run_id=key.run_id,
         position=key.position,
@@ -249,12 +266,17 @@ def take_back(
 _RUN_ROUTE = text("SELECT namespace, agent, queue, priority FROM runs WHERE id = :run_id")
 
 
-def _fail_after_losses(connection: Connection, key: LeaseKey, lost: int, name: str) -> Message | None:
+def _fail_after_losses(
+    connection: Connection, key: LeaseKey, name: str, *, lost: int, blamed: int, why: str
+) -> Message | None:
     error: dict[str, object] = {
         "type": "AttemptsLost",
         "code": "attempts_lost",
-        "message": f"step {key.position} ({name}) lost {lost} workers in a row and is not tried again; "
-        "look for what kills the process (memory, a native crash), or raise max_lost=",
+        "message": f"step {key.position} ({name}) lost {blamed} workers that ran nothing else, {lost} in all, and is "
+        f"not tried again; the last time: {why}; look for what kills the process (memory, a native crash), "
+        "or raise max_lost=",
+        "lost": lost,
+        "blamed": blamed,
     }
     connection.execute(_FAIL_STEP, {"run_id": key.run_id, "position": key.position, "error": json.dumps(error)})
     seq = allocate_seq(connection, key.run_id)

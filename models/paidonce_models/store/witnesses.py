@@ -18,6 +18,7 @@ class NewWitness:
 
     worker: str
     namespace: str
+    member_of: str
     place: str
     pid: int
     started: str
@@ -34,6 +35,7 @@ class WitnessRow:
     """
 
     worker: str
+    member_of: str
     place: str
     pid: int
     started: str
@@ -42,14 +44,16 @@ class WitnessRow:
 
 
 _RECORD = text(
-    "INSERT INTO witnesses (worker, namespace, place, pid, started, lock_key, server, since_us, seen_at_us, held) "
-    "VALUES (:worker, :namespace, :place, :pid, :started, :lock_key, :server, paidonce_now(), paidonce_now(), 0) "
+    "INSERT INTO witnesses "
+    "(worker, namespace, member_of, place, pid, started, lock_key, server, since_us, seen_at_us, held) "
+    "VALUES (:worker, :namespace, :member_of, :place, :pid, :started, :lock_key, :server, paidonce_now(), "
+    "paidonce_now(), 0) "
     # Whoever says that it lives is not dead, whatever others have concluded.
     "ON CONFLICT (worker) DO UPDATE SET lock_key = :lock_key, server = :server, seen_at_us = paidonce_now(), "
     "died_at_us = NULL, held = 0"
 )
 _READ = (
-    "SELECT w.worker, w.place, w.pid, w.started, {lock} AS lock_is_held, "
+    "SELECT w.worker, w.member_of, w.place, w.pid, w.started, {lock} AS lock_is_held, "
     "CASE WHEN w.died_at_us IS NULL THEN NULL ELSE w.held END AS held FROM witnesses w{locks} "
     "WHERE w.namespace = :namespace AND (w.place = :place OR CAST(:everywhere AS INTEGER) = 1 "
     "OR w.worker IN (SELECT leader FROM sweeps WHERE sweeps.namespace = :namespace))"
@@ -117,6 +121,7 @@ def record_witness(connection: Connection, witness: NewWitness) -> None:
         {
             "worker": witness.worker,
             "namespace": witness.namespace,
+            "member_of": witness.member_of,
             "place": witness.place,
             "pid": witness.pid,
             "started": witness.started,
@@ -135,6 +140,7 @@ def read_witnesses(connection: Connection, *, namespace: str, place: str, everyw
     return [
         WitnessRow(
             worker=row.worker,
+            member_of=row.member_of,
             place=row.place,
             pid=row.pid,
             started=row.started,

@@ -12,8 +12,9 @@ class Step(SQLModel, table=True):
     ``created_seq`` is the event of the run's log whose consumption led to it.
 
     ``attempt`` is the number of the newest attempt and the fence of every write
-    by a worker. ``lost`` counts attempts whose worker vanished, ``failed`` those
-    that count towards the retry policy. ``publish_at_us`` is when the sweeper
+    by a worker. ``lost`` counts attempts whose worker vanished, ``blamed`` those
+    of them that ran alone or are known to have killed their process, ``failed``
+    those that count towards the retry policy. ``publish_at_us`` is when the sweeper
     publishes the step's message (again) unless it has been claimed by then.
     ``parked_us`` is how long it has stood still for open circuits, which counts
     towards no time limit.
@@ -61,6 +62,7 @@ class Step(SQLModel, table=True):
     state: str = Field(max_length=20)
     attempt: int = 0
     lost: int = 0
+    blamed: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     failed: int = 0
     lease_owner: str | None = Field(default=None, max_length=200)
     lease_expires_at_us: int | None = Field(default=None, sa_type=BigInteger)

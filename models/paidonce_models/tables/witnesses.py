@@ -12,7 +12,8 @@ class StoredWitness(SQLModel, table=True):
     ``worker`` is the owner of its leases. ``place`` names the host, its boot and its PID namespace: whoever shares it
     can ask the operating system about ``pid``, which started at ``started`` (the kernel's own unit; empty where it is
     not known). ``lock_key`` is the advisory lock that the process holds on the PostgreSQL server ``server``; NULL
-    where there is none. ``died_at_us`` is when its death was seen first, ``held`` how many steps it held then.
+    where there is none. ``member_of`` is the worker it belongs to: a prefork child's parent, else itself.
+    ``died_at_us`` is when its death was seen first, ``held`` how many steps it held then.
     """
 
     __tablename__ = "witnesses"
@@ -20,6 +21,7 @@ class StoredWitness(SQLModel, table=True):
 
     worker: str = Field(primary_key=True, max_length=200)
     namespace: str = Field(max_length=100)
+    member_of: str = Field(max_length=200)
     place: str = Field(max_length=200)
     pid: int
     started: str = Field(default="", max_length=40)

@@ -36,7 +36,7 @@ from paidonce_models.store.leases import LeaseKey, renew_leases
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage
 from paidonce_models.store.queries import read_state
 from paidonce_models.store.simulation import next_due_us
-from paidonce_models.store.sweeping import due_timers, expired_leases, fire_timer, take_back, take_due
+from paidonce_models.store.sweeping import company_of, due_timers, expired_leases, fire_timer, take_back, take_due
 
 LEASE_US: Final = 10_000_000
 MOST_ATTEMPTS: Final = 100_000
@@ -217,12 +217,14 @@ class Simulation:
         found: list[Message] = []
         with self._database.read() as connection:
             timers = due_timers(connection, **place)
-            expired = expired_leases(connection, **place)
+            expired = [(key, company_of(connection, key)[1]) for key in expired_leases(connection, **place)]
         for timer in timers:
             fired = self._database.transact(functools.partial(fire_timer, run_id=timer.run_id))
             found += [] if fired is None else [fired]
-        for key in expired:
-            taken = self._database.transact(functools.partial(take_back, key=key, why="the simulated process crashed"))
+        for key, held in expired:
+            taken = self._database.transact(
+                functools.partial(take_back, key=key, why="the simulated process crashed", alone=held == 1)
+            )
             found += [] if taken is None else [taken]
         found += self._let_go()
         return found + [

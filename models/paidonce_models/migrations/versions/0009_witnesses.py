@@ -16,6 +16,7 @@ def upgrade() -> None:
         "witnesses",
         sa.Column("worker", sa.String(length=200), nullable=False),
         sa.Column("namespace", sa.String(length=100), nullable=False),
+        sa.Column("member_of", sa.String(length=200), nullable=False),
         sa.Column("place", sa.String(length=200), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("started", sa.String(length=40), nullable=False),

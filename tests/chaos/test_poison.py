@@ -1,0 +1,51 @@
+"""Steps that kill whoever runs them, many and of all kinds, beside paid ones that have done nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from paidonce_models.errors import RunFailed
+from tests.chaos import poison_agents
+from tests.chaos.engines import Engines
+from tests.chaos.stage import QUICK_LEASES, WITH_POISON, Stage
+
+POISON_RUNS = 20
+GOOD_RUNS = 4
+GOOD_STEPS = 5
+MOST_REPEATS = 2
+LIMIT_SECONDS = 200
+
+
+def test_a_good_step_beside_many_that_kill_their_process_is_repeated_twice_at_most(
+    some_engines: Engines, make_stage: Callable[..., Stage]
+) -> None:
+    stage = make_stage(some_engines, **QUICK_LEASES)
+    stage.start(workers=1, concurrency=POISON_RUNS + GOOD_RUNS, modules=WITH_POISON)
+    kinds = list(poison_agents.KINDS)
+    doomed = {}
+    for number in range(POISON_RUNS):
+        kind = kinds[number % len(kinds)]
+        doomed[kind, number] = stage.client.submit(poison_agents.doomed, {"kind": kind, "number": number})
+        if number % (POISON_RUNS // GOOD_RUNS) == 0:
+            given = {"server": stage.server.url, "steps": GOOD_STEPS, "latency_ms": 400}
+            stage.handles.append(stage.client.submit(poison_agents.innocent, given))
+    stage.wait_until_finished(LIMIT_SECONDS, restarting=True)
+
+    stage.assert_all_succeeded(GOOD_STEPS)
+    for (kind, _), handle in doomed.items():
+        with pytest.raises(RunFailed) as told:
+            handle.result(timeout=1)
+        assert "lost 2 workers that ran nothing else" in str(told.value)
+        assert poison_agents.KINDS[kind] in str(told.value)
+    evidence = stage.assert_nothing_repeated()
+    good = {handle.id for handle in stage.handles}
+    attempts = Counter((attempt.run_id, attempt.position) for attempt in stage.attempts())
+    of_good = {step: count for step, count in attempts.items() if step[0] in good}
+    assert len(of_good) == GOOD_RUNS * GOOD_STEPS
+    assert max(of_good.values()) <= 1 + MOST_REPEATS, of_good
+    assert evidence.requests <= GOOD_RUNS * GOOD_STEPS * (1 + MOST_REPEATS)
+    assert stage.deaths <= 2 * POISON_RUNS, "from the third attempt on, or the second, every worker survives"
+    print(f"{stage.deaths} deaths, attempts of good steps {dict(Counter(of_good.values()))}")

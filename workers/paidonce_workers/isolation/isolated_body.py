@@ -1,0 +1,98 @@
+"""A body in a process of its own: reads a claim, runs the body, writes the answer. See ``child`` for the other side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import threading
+import time
+from typing import Any, Final
+
+from paidonce.module_loading import load_modules
+from paidonce.policies import describe_failure
+from paidonce.registry import default_registry
+from paidonce.usage import CallRecorder
+from paidonce.user_errors import error_of, traceback_of
+from paidonce_models.errors import ConfigurationError
+from paidonce_models.masking import mask_names
+from paidonce_models.pricing import PriceBook
+from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
+from paidonce_workers.capture import install
+from paidonce_workers.declared_body import run_declared
+from paidonce_workers.isolation.child import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
+from paidonce_workers.isolation.frames import FrameWriter
+
+NO_WAY_TO_ANSWER: Final = 70
+"""Exit status where the body has left no way to tell what it came to."""
+
+
+def run(answers: int, keeper: int) -> None:
+    """Run one step and end. ``answers`` is the pipe, which the process ``keeper`` keeps open, too."""
+    keep_reports_quiet()
+    sys.excepthook = lambda _kind, error, _trace: print(safe_trace(error), file=sys.stderr)
+    mask_names(os.environ.get(MASKED_NAMES, "").split(","))
+    stdin = os.dup(0)
+    with os.fdopen(os.dup(0), "rb") as given:
+        task: Task = pickle.load(given)
+    threading.Thread(target=_die_with_parent, args=(stdin,), name="paidonce-parent-watch", daemon=True).start()
+    install(task.provider_hosts)
+    load_modules(task.modules)
+    prices = PriceBook(task.price_rows)
+    recorder = CallRecorder(prices=lambda: prices)
+    teller = Teller(FrameWriter(task.word, answers, keeper), recorder)
+    declaration = default_registry.step(task.claim.name)
+
+    def call(fn: Any, args: list[object], kwargs: dict[str, object]) -> object:
+        result = fn(*args, **kwargs)
+        return asyncio.run(result) if declaration is not None and declaration.is_async else result
+
+    try:
+        if declaration is None:
+            raise ConfigurationError(f"the modules {', '.join(task.modules)} hold no step {task.claim.name}")
+        answer: bytes | ErrorInChild = run_declared(declaration, task.claim, recorder, None, call)
+    except BaseException as error:  # noqa: BLE001 - whatever the body raises is its answer
+        answer = ErrorInChild(error_of(error), traceback_of(error), describe_failure(error))
+    try:
+        teller.tell(answer)
+    except OSError as error:
+        print(f"paidonce: the answer of {task.claim.name} is lost: {error}", file=sys.__stderr__)
+        os._exit(NO_WAY_TO_ANSWER)
+
+
+def _die_with_parent(stdin: int) -> None:
+    try:
+        while os.read(stdin, 4096):
+            continue
+    except OSError:  # the body has closed it; on Linux the kernel watches as well
+        return
+    os._exit(1)
+
+
+class Teller:
+    """Tells the parent what the body came to, and every second the calls that it has finished."""
+
+    def __init__(self, answers: FrameWriter, recorder: CallRecorder) -> None:
+        self._answers = answers
+        self._recorder = recorder
+        self._lock = threading.Lock()
+        threading.Thread(target=self._tell_calls, name="paidonce-calls", daemon=True).start()
+
+    def tell(self, answer: bytes | ErrorInChild) -> None:
+        """The end of the body, with the calls that were not told of before."""
+        with self._lock:
+            self._answers.write(pickle.dumps(Message(self._recorder.drain(), answer)))
+
+    def _tell_calls(self) -> None:
+        while True:
+            time.sleep(TELL_SECONDS)
+            with self._lock:
+                calls = self._recorder.begin_flush()
+                written = False
+                try:
+                    if calls:
+                        self._answers.write(pickle.dumps(Message(calls)))
+                    written = True
+                finally:
+                    self._recorder.end_flush(calls, written=written)
