@@ -26,7 +26,7 @@ SECONDS_PER_KILL = 30.0
 @click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="For each row.")
 @click.option("--pair", "pairs", multiple=True, type=click.Choice(PAIRS), help="Only these; default all.")
 @click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="Only these; default all.")
-@click.option("--workers", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--workers", type=click.IntRange(2), default=3, show_default=True)
 def main(kills: int, pairs: tuple[str, ...], pools: tuple[str, ...], workers: int) -> None:
     repeated = 0
     click.echo("| store and broker | pool | kills | p50 | p99 | worst | finished steps repeated |")
@@ -50,13 +50,13 @@ def _measure(pair: str, pool: str, kills: int, workers: int) -> CrashReport:
     with _engines(pair) as (database_url, broker_url):
         drill = CrashDrill(
             runs=4,
-            steps=int(kills * 6),
+            steps=kills * 6,
             kills=kills,
             workers=workers,
             concurrency=6,
             pool=pool,
             latency_ms=1500.0,
-            every_seconds=1.0,
+            every_seconds=0.4,
             database_url=database_url,
             broker_url=broker_url,
             limit_seconds=kills * SECONDS_PER_KILL,

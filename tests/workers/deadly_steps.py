@@ -68,7 +68,7 @@ def lives(how: str) -> str:
     return "alive"
 
 
-@agent(name="deadly")
+@agent(name="deadly-steps")
 async def deadly(how: str) -> str:
     """Awaits the first."""
     return await dies(how)

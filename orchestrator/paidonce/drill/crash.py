@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from paidonce.client import Client
 from paidonce.drill import agents
-from paidonce.drill.evidence import Evidence, Kill, gather_evidence
+from paidonce.drill.evidence import Evidence, Kill, gather_evidence, process_of
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
 from paidonce.settings import Settings, load_settings
@@ -38,6 +38,7 @@ _UNFINISHED = text(
 _SUCCEEDED = text("SELECT count(*) FROM runs WHERE namespace = :namespace AND state = 'succeeded'")
 _FINISHED_STEPS = text("SELECT count(*) FROM steps WHERE namespace = :namespace AND state = 'succeeded'")
 _REGISTERED_PIDS = text("SELECT pid FROM workers WHERE namespace = :namespace")
+_UNDER_WAY = text("SELECT DISTINCT worker FROM attempts WHERE namespace = :namespace AND outcome IS NULL")
 _LIVE_WORKERS = text(
     "SELECT count(*) FROM workers WHERE stopped_at_us IS NULL AND seen_at_us > paidonce_now() - 15000000"
 )
@@ -209,12 +210,20 @@ class _Course:
 
     def _kill_one(self, unfinished: int) -> Kill:
         """A worker as a whole; of a prefork worker also its parent alone, one of its children, or all of them."""
-        victim = self._chance.randrange(self._drill.workers)
+        busy = self._busy_processes()
+        children_of = {
+            number: self._fleet.children(number) if self._fleet.pool_of(number) == "prefork" else []
+            for number in range(self._drill.workers)
+        }
+        working = [
+            number for number, children in children_of.items() if busy & {self._fleet.processes[number].pid, *children}
+        ]
+        victim = self._chance.choice(working or range(self._drill.workers))
         left = f"({unfinished} runs under way)"
-        children = self._fleet.children(victim) if self._fleet.pool_of(victim) == "prefork" else []
+        children = children_of[victim]
         whom = self._chance.choice(["worker", "parent", "child", "children"]) if children else "worker"
         if whom == "child":
-            child = self._chance.choice(children)
+            child = self._chance.choice([pid for pid in children if pid in busy] or children)
             self._say(f"kill -9 of child {child} of worker {victim} {left}")
             return self._fleet.kill_child(child)
         if whom == "children":
@@ -228,6 +237,12 @@ class _Course:
             killed = self._fleet.kill(victim)
         self._fleet.restart(victim)
         return killed
+
+    def _busy_processes(self) -> set[int]:
+        """Those that execute a step: a kill of any other shows nothing."""
+        with self._client.database.read() as connection:
+            found = connection.execute(_UNDER_WAY, {"namespace": self._settings.namespace})
+            return {process_of(row.worker) for row in found}
 
     def _all_registered(self) -> bool:
         """Whether every worker of the fleet takes part: a kill of one that still starts would show nothing."""
