@@ -54,7 +54,9 @@ async def large_call(server: str, number: int, latency_ms: float, answer_bytes: 
 
 
 @agent
-async def large_answers(server: str, steps: int, latency_ms: float, answer_bytes: int = 400_000) -> int:
+async def large_answers(
+    server: str, steps: int, latency_ms: float, answer_bytes: int = 400_000, noise: str = ""
+) -> int:
     """Large calls one after the other."""
     answers = 0
     for number in range(steps):

@@ -20,7 +20,7 @@ from paidonce import advance, claiming
 from paidonce.publishing import Publisher
 from paidonce_models.store import completion
 from paidonce_models.store.messages import StepMessage
-from paidonce_workers import heartbeat, sweeper
+from paidonce_workers import death_watch, heartbeat, sweeper
 from paidonce_workers.execution import Executor
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.turn import Turn
@@ -90,13 +90,14 @@ around(advance, "complete_with_progress", after="before the completion's commit 
 around(advance, "complete_alone", after="before the completion's commit alone")
 around(advance, "write_progress", after="before the advance's commit")
 around(sweeper, "take_back", after="before the commit that takes a step back")
+around(death_watch, "take_back", after="before the commit that takes a step back")
 # On PostgreSQL these are one statement, which is its own transaction.
 around(advance, "complete_together", before="before the completion's commit with its advance")
 around(advance, "complete_by_itself", before="before the completion's commit alone")
 around(advance, "write_advance", before="before the advance's commit")
 around(heartbeat, "renew_leases", after="before the heartbeat's commit")
 # The functions that have committed when they return.
-around(claiming.Claimer, "claim", after="after the claim's commit")
+around(claiming.Claimer, "_claim", after="after the claim's commit")
 around(Executor, "_attempt", after="after the body")
 around(advance.Advancer, "complete", after="after the completion's commit")
 around(advance.Advancer, "advance", after="after the advance's commit")
@@ -104,4 +105,5 @@ around(advance.Advancer, "advance", after="after the advance's commit")
 around(Turn, "keep_claim", before="after the commit that takes a step on")
 around(LocalDelivery, "deliver", before="before a step begins where the last one ended")
 around(sweeper.Sweeper, "_take_back", after="after the commit that takes steps back")
+around(death_watch.DeathWatch, "_bury", before="after the commit that takes steps back")
 around_publishing()

@@ -93,7 +93,7 @@ def command_line(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[s
     """``paidonce`` on the stage's store."""
     return subprocess.run(
         [sys.executable, "-m", "paidonce.cli", *arguments],
-        env={**os.environ, **stage._environment, "PAIDONCE_AGENTS": ALL_AGENTS},
+        env={**os.environ, **stage.environment, "PAIDONCE_AGENTS": ALL_AGENTS},
         capture_output=True,
         text=True,
         timeout=60,
@@ -123,7 +123,7 @@ def live_through(stage: Stage, fault: Callable[[], AbstractContextManager[None]]
             for task_id, submitted in ((f"right-{name}", {**given, "steps": 1}), (f"wrong-{name}", {"no": 1})):
                 producer.send_task(
                     "paidonce.submit",
-                    kwargs={"agent": "large_answers", "input": submitted, "tags": {"noise": noise}},
+                    kwargs={"agent": "large_answers", "input": {**submitted, "noise": noise}},
                     queue="paidonce.submit",
                     task_id=task_id,
                 )
@@ -131,7 +131,9 @@ def live_through(stage: Stage, fault: Callable[[], AbstractContextManager[None]]
         assert refused.returncode == 3, refused
         assert refused.stderr.count("\n") <= 2 and "Traceback" not in refused.stderr, refused.stderr
         wait_until(lambda: seconds_since(began) > 1.3 * LEASE_SECONDS, "a lease has passed", 30)
-        assert not stage.rows("SELECT 1 FROM runs WHERE tags LIKE '%noise%' AND key LIKE :key", key=f"%{name}")
+        assert not stage.rows(
+            "SELECT 1 FROM runs WHERE key IN (:right, :wrong)", right=f"right-{name}", wrong=f"failed:wrong-{name}"
+        )
     assert handle.result(timeout=90) == STEPS
     right = wait_until(lambda: found(stage, f"right-{name}"), "the submission is taken", 60)
     wrong = wait_until(lambda: found(stage, f"wrong-{name}"), "the wrong one is refused", 60)
