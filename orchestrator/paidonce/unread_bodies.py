@@ -11,15 +11,12 @@ from typing import Any
 
 from kombu.exceptions import ContentDisallowed
 
-from paidonce_models.log_texts import loggable
-
 
 def refuse_compression(message: Any, headers: Mapping[str, Any]) -> None:
     """Before kombu's own ``__init__``: a message with an error is not unpacked, and its consumer hears of it."""
     compression = headers.get("compression")
     if compression:
         error = ContentDisallowed(
-            f"its body is compressed ({loggable(compression, 40)}), which is not unpacked here; "
-            "send it as it is, without task_compression"
+            "its body is compressed, which is not unpacked here; send it as it is, without task_compression"
         )
         message.errors = [(type(error), error, None)]

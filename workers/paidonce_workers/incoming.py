@@ -20,12 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.exceptions import DecodeError
 
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
 from paidonce.submission import is_name
 from paidonce_models.errors import PaidonceError
-from paidonce_models.log_texts import loggable
+from paidonce_models.log_texts import shown_type
 
 LARGEST_HINT_BYTES = 64 * 1024
 """Of the body of a message for a step or a run; ours have about 200."""
@@ -107,7 +107,7 @@ def read_message(message: Any, *, largest_submission_bytes: int) -> Incoming:
         shown_as = submitted_as if is_shown_id(submitted_as) else str(uuid.uuid4())
         return Incoming(task=task, task_id=shown_as, args=args, kwargs=kwargs, submitted_as=submitted_as)
     if task != ADVANCE_TASK and task.startswith("celery."):
-        raise UnusableMessage("it asks for a task of Celery's own", loggable(task, 60))
+        raise UnusableMessage("it asks for a task of Celery's own")
     return Incoming(
         task=task, task_id=checked_id(task_id), args=(), kwargs=checked_address(kwargs, with_step=task != ADVANCE_TASK)
     )
@@ -173,12 +173,12 @@ def read_body(message: Any, limit_bytes: int) -> Any:
     if message.content_type not in JSON_TYPES:
         raise UnusableMessage(
             "its body cannot be decoded",
-            f"the content type is {loggable(message.content_type, 60)}, expected application/json",
+            f"the content type is {shown_type(message.content_type)}, expected application/json",
         )
     encoding = message.content_encoding
     if encoding and (not isinstance(encoding, str) or encoding.lower() not in TEXT_ENCODINGS):
         raise UnusableMessage(
-            "its body cannot be decoded", f"the content encoding is {loggable(encoding, 60)}, expected utf-8"
+            "its body cannot be decoded", f"the content encoding is {_type_of(encoding)}, expected utf-8"
         )
     try:
         return message.decode()
@@ -191,8 +191,6 @@ def _why_undecoded(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__ or error
     if isinstance(cause, json.JSONDecodeError):
         return f"{cause.msg} at character {cause.pos}"
-    if isinstance(error, ContentDisallowed):
-        return loggable(error)
     return type(cause if isinstance(error, DecodeError) else error).__name__
 
 
