@@ -21,7 +21,14 @@ from typing import NoReturn, cast
 import orjson
 
 from paidonce_models.errors import InvalidInput
-from paidonce_models.json_values import MAX_DEPTH, JsonValue, is_plain, plain_copy, too_deep_for_the_stack
+from paidonce_models.json_values import (
+    MAX_DEPTH,
+    JsonValue,
+    is_plain,
+    nests_deeper,
+    plain_copy,
+    too_deep_for_the_stack,
+)
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SORTED = _OPTIONS | orjson.OPT_SORT_KEYS
@@ -89,7 +96,10 @@ def _write(value: JsonValue, options: int) -> bytes:
 
 def _decode_slowly(data: bytes, error: orjson.JSONDecodeError | None) -> JsonValue:
     try:
-        return cast(JsonValue, json.loads(data, parse_constant=_refuse_constant))
+        value = json.loads(data, parse_constant=_refuse_constant)
+        if nests_deeper(value, MAX_DEPTH):
+            raise RecursionError
+        return cast(JsonValue, value)
     except (ValueError, RecursionError) as slow_error:
         reason = str(error if error is not None else slow_error)
         if isinstance(slow_error, RecursionError):

@@ -168,6 +168,25 @@ def type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def nests_deeper(value: object, most: int) -> bool:
+    """Whether lists and objects of a decoded JSON value stand more than ``most`` levels deep in each other.
+
+    Python's own parser has no limit of its own from 3.12 on, and what it returns may be too deep for everything else.
+    """
+    level: list[object] = [value]
+    for _ in range(most):
+        level = [
+            member
+            for each in level
+            if isinstance(each, list | dict)
+            for member in (each.values() if isinstance(each, dict) else each)
+            if isinstance(member, list | dict)
+        ]
+        if not level:
+            return False
+    return any(level)
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value from outside as an error shows it: its beginning, or its type where Python cannot write it down.
 

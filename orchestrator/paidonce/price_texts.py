@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Final
 
 from paidonce_models.errors import InvalidInput
+from paidonce_models.json_values import MAX_DEPTH, nests_deeper
 from paidonce_models.money import NANOUSD_PER_USD, exact_amount
 from paidonce_models.pricing import PriceRow
 from paidonce_models.pricing.rows import PRICE_NAMES
@@ -92,6 +93,8 @@ def parse_price_file(data: bytes, where: str) -> list[PriceRow]:
 def _json_records(text: str, where: str) -> list[Mapping[str, object]]:
     try:
         document = json.loads(text, parse_float=Decimal)
+        if nests_deeper(document, MAX_DEPTH):
+            raise RecursionError
     except ValueError as error:
         raise InvalidInput(f"{where}: is not JSON: {error}") from None
     except RecursionError:

@@ -140,6 +140,8 @@ def test_other_code_sets_a_run_going_that_met_a_limit(store: Store) -> None:
     assert register(store, endless, signature="mended", max_steps=1) == [run_id]
 
 
+# What interrupts its slice may strike in a callback of the garbage collector, where Python swallows it with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_agent_that_swallows_the_refusal_is_blocked_with_it(store: Store) -> None:
     run_id = store.submit(stubborn)
     worker = Process(store, *DECLARED, bounds=RunBounds(max_steps=2), slice_seconds=0.2)

@@ -13,6 +13,8 @@ from typing import Final
 
 import orjson
 
+from paidonce_models.json_values import MAX_DEPTH, nests_deeper
+
 WHOLE_BYTES: Final = 256 * 1024
 """Up to here a document is parsed; that takes some 0.3 ms."""
 HEAD_BYTES: Final = 16 * 1024
@@ -35,6 +37,8 @@ def parsed_json(data: bytes) -> object:
             raise
         try:
             value = json.loads(data)
+            if nests_deeper(value, MAX_DEPTH):
+                raise RecursionError
         except RecursionError:  # it nests deeper than any answer; orjson says so with a ValueError
             raise ValueError("nested too deep") from None
     return value
@@ -91,6 +95,8 @@ def fields_of(head: bytes, tail: bytes) -> dict[str, object]:
             block, _ = _DECODER.raw_decode(tail[found.end() :].decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             continue  # cut off within it, or nested without an end: an earlier one may be whole
+        if nests_deeper(block, MAX_DEPTH):
+            continue
         fields[found[1].decode()] = block
         break
     return fields
