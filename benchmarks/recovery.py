@@ -56,7 +56,7 @@ def _measure(pair: str, pool: str, kills: int, workers: int) -> CrashReport:
             concurrency=6,
             pool=pool,
             latency_ms=1500.0,
-            every_seconds=0.4,
+            every_seconds=0.5,
             database_url=database_url,
             broker_url=broker_url,
             limit_seconds=kills * SECONDS_PER_KILL,

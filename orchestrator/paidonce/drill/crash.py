@@ -30,6 +30,8 @@ from paidonce_models.schema import upgrade
 
 POLL_SECONDS = 0.1
 SOONEST_KILL_SECONDS = 0.3
+SECONDS_TO_RECOVER = 1.0
+"""Between kills that are measured: others must be up, or what is measured is their start."""
 START_SECONDS = 60.0
 
 _UNFINISHED = text(
@@ -199,6 +201,8 @@ class _Course:
         if self._next_kill is None:
             if self._all_registered():
                 pause = self._chance.uniform(SOONEST_KILL_SECONDS, max(self._drill.every_seconds, SOONEST_KILL_SECONDS))
+                if self._drill.ends_with_the_kills:
+                    pause += SECONDS_TO_RECOVER
                 self._next_kill = now + pause
                 share = (len(self._kills) + self._chance.random()) / (self._drill.kills + 1)
                 self._at_finished_steps = int(share * self._drill.runs * self._drill.steps)
