@@ -10,6 +10,7 @@ Must never take a living process for a dead one: what cannot be known is left to
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from functools import partial
@@ -34,6 +35,10 @@ MISSING_SECONDS = 2.0
 """How long the lock of a process of another host must be missing: one that lives takes it again in a moment, but a
 server that drops a connection looks the same as a process that ends."""
 
+HASTEN_SECONDS = 1.0
+"""After a death, until what was published around it and not begun is sent again. Not at once: a prefork parent that
+has not noticed yet hands the first message to a child that is dead."""
+
 
 class DeathWatch:
     """The death watch of one worker."""
@@ -56,6 +61,7 @@ class DeathWatch:
         self._sweeper = sweeper
         self._missing_since: dict[str, float] = {}
         self._last_look = 0.0
+        self._hasten_at = math.inf
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="paidonce-death-watch", daemon=True)
 
@@ -87,6 +93,9 @@ class DeathWatch:
             # A child that dies with its worker was killed from outside, whatever it ran.
             self._reclaim(row.worker, may_blame=row.member_of == row.worker or row.member_of not in gone)
         if any(row.held is None for row in dead):
+            self._hasten_at = time.monotonic() + HASTEN_SECONDS
+        if time.monotonic() >= self._hasten_at:
+            self._hasten_at = math.inf
             self._database.transact(lambda connection: hasten_messages(connection, self._namespace))
             self._sweeper.sweep_now()
 

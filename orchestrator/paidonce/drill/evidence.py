@@ -6,6 +6,7 @@ Reads the store and what it is handed; starts, kills and decides nothing.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class Evidence:
 
 def _quantile(values: Iterable[float], quantile: float) -> float | None:
     ordered = sorted(values)
-    return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)] if ordered else None
+    return ordered[max(math.ceil(quantile * len(ordered)) - 1, 0)] if ordered else None
 
 
 def gather_evidence(
