@@ -36,8 +36,8 @@ MISSING_SECONDS = 2.0
 server that drops a connection looks the same as a process that ends."""
 
 HASTEN_SECONDS = 1.0
-"""After a death, until what was published around it and not begun is sent again. Not at once: a prefork parent that
-has not noticed yet hands the first message to a child that is dead."""
+"""After a death, until what was published around it and not begun is sent again. Not at once: whoever got the
+first message may be dead, too, or have dead children, and nobody has noticed yet."""
 
 
 class DeathWatch:
