@@ -271,7 +271,7 @@ class Database:
                 if not is_fault(error):
                     raise
                 may_try = tries < _MAX_TRIES and time.monotonic() - began < _MAX_TRYING_SECONDS
-                if may_try and _is_transient(error):
+                if may_try and is_passing(error):
                     time.sleep(random.uniform(0, 0.01 * 2**tries))
                     continue
                 self._raise_translated(error)
@@ -307,10 +307,6 @@ class Database:
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
-
-
-def _is_transient(error: Exception) -> bool:
-    return is_passing(error)
 
 
 def _refuse_network_file_system(path: Path) -> None:

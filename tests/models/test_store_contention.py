@@ -98,14 +98,14 @@ class Contention:
 @pytest.mark.slow
 def test_threads_that_do_everything_at_once_never_deadlock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     deadlocks: list[str] = []
-    is_transient = database_module._is_transient
+    is_passing = database_module.is_passing
 
     def watched(error: Exception) -> bool:
         if getattr(getattr(error, "orig", None), "sqlstate", None) == "40P01":
             deadlocks.append(str(error))
-        return is_transient(error)
+        return is_passing(error)
 
-    monkeypatch.setattr(database_module, "_is_transient", watched)
+    monkeypatch.setattr(database_module, "is_passing", watched)
     roots = [store.running(steps=STEPS) for _ in range(FAMILIES)]
     for root in roots:
         store.complete(success(store.claimed(root, 1)))
