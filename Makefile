@@ -1,6 +1,8 @@
 # Every target makes its own environment first: Python 3.11 or newer and make are all it takes.
 #   make demo    an agent is killed in the middle, goes on, and shows its bill
 #   make test    the tests on SQLite and the embedded broker, and on the servers that are reachable
+#   make test-neighbours
+#                the tests beside other software (Sentry, OpenTelemetry, gunicorn …), in an environment of their own
 #   make lint    what CI checks before it runs the tests
 #   make bench   the benchmarks beside their neighbours (needs PostgreSQL)
 # Variables: PYTHON=python3.12 (the interpreter for a new environment), VENV=.venv, ARGS="more arguments",
@@ -13,14 +15,17 @@ RUN := $(VENV)/bin/python
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: demo test bench lint lint-rules lint-format lint-types lint-imports
+.PHONY: demo test test-neighbours bench lint lint-rules lint-format lint-types lint-imports
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.ready-examples
 	@$(RUN) -m examples.demo $(ARGS)
 
 test: $(VENV)/.ready-test
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not chaos and not browser and not slow" $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not chaos and not browser and not slow and not neighbour" $(ARGS)
+
+test-neighbours: $(VENV)-neighbours/.ready-neighbours
+	@$(VENV)-neighbours/bin/python -m pytest tests/neighbours -n $(JOBS) --dist loadfile -m neighbour -p no:ddtrace $(ARGS)
 
 lint: lint-rules lint-format lint-types lint-imports  # all of them in spite of errors: make --keep-going lint
 
@@ -44,5 +49,9 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt scripts/bootstrap
 	@scripts/bootstrap $(VENV) $*
 	@touch $@
 
+$(VENV)-neighbours/.ready-%: pyproject.toml constraints.txt scripts/bootstrap
+	@scripts/bootstrap $(VENV)-neighbours $*
+	@touch $@
+
 # make would delete the stamps as intermediate files.
-.PRECIOUS: $(VENV)/.ready-%
+.PRECIOUS: $(VENV)/.ready-% $(VENV)-neighbours/.ready-%

@@ -9,11 +9,13 @@ binding is needed then, so a flushed broker loses none.
 from __future__ import annotations
 
 import inspect
+import os
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, pools
 
 from paidonce.broker_urls import broker_url, speaks_redis
 from paidonce.settings import Settings
@@ -29,6 +31,27 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
     amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _leave_connections_alone(this))
+
+    def leave_connections_to_the_parent(self) -> None:
+        """In a child that was just forked: use none of the broker connections that exist, and close none.
+
+        kombu would close them in a child of multiprocessing or billiard, which ends the connection of the parent as
+        well (its next message then finds it reset), and would go on with them in a child of plain ``os.fork``.
+        """
+        amqp = self.__dict__.get("amqp")
+        for group, pool in ((pools.connections, self._pool), (pools.producers, amqp and amqp._producer_pool)):
+            if pool is not None:
+                pool._closed = True
+                for key in [key for key, held in group.items() if held is pool]:
+                    dict.pop(group, key)  # the group's own methods take connections for keys, and keep their hashes
+        self._pool = None
+        if amqp is not None:
+            amqp._producer_pool = None
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, which makes the task only when the app is used; refuses at once, where the line is."""
@@ -46,6 +69,12 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
         _refuse_async(fun)
         return super()._task_from_fun(fun, *args, **options)
+
+
+def _leave_connections_alone(app: weakref.ref[PaidonceCelery]) -> None:
+    found = app()
+    if found is not None:
+        found.leave_connections_to_the_parent()
 
 
 def _refuse_async(fun: Callable[..., Any]) -> None:

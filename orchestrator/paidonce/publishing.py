@@ -103,9 +103,12 @@ class Publisher:
             delivery_mode=2,
             priority=message.priority if self._amqp else 9 - message.priority,
             retry=True,
-            retry_policy={**self._app.conf.task_publish_retry_policy, "errback": give_up_on_silence},
+            retry_policy=self._retry_policy(),
             **properties,
         )
+
+    def _retry_policy(self) -> dict[str, Any]:
+        return {**self._app.conf.task_publish_retry_policy, "errback": give_up_on_silence}
 
     def _declare_anew(self, producer: Any, queue: str) -> None:
         """RabbitMQ drops what goes to a queue that was deleted, so declare it again every few seconds.
@@ -119,7 +122,12 @@ class Publisher:
             if now - self._declared.get(queue, -1e9) < REDECLARE_SECONDS:
                 return
             self._declared[queue] = now
-        queue_for(queue, amqp=True)(producer.channel).declare()
+
+        def declare() -> None:
+            queue_for(queue, amqp=True)(producer.channel).declare()
+
+        # A connection that nobody used for a while may have been ended by the server or by what lies between.
+        producer.connection.ensure(producer, declare, **self._retry_policy())()
 
     def _report(self, error: Exception, unsent: int) -> None:
         first = time.monotonic() > self._away_until + AWAY_SECONDS

@@ -1,0 +1,1 @@
+"""Paidonce beside other software, each neighbour installed for real: `make test-neighbours`."""
