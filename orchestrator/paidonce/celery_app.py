@@ -31,6 +31,7 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
     amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
+    _pool: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -29,6 +29,7 @@ from paidonce.setting_sources import (
     refuse_large_dotenv,
     warn_of_unknown_names,
 )
+from paidonce.store_settings import StoreSettings
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.masking import MASK, mask, mask_names
@@ -45,7 +46,7 @@ _LONGEST_SECONDS = 3650 * 86_400.0
 """Ten years, as for the durations of policies: what is longer is a mistake of units."""
 
 
-class Settings(BaseSettings):
+class Settings(StoreSettings):
     """All settings, frozen. Use ``load_settings``, which turns a bad value into a ``ConfigurationError``."""
 
     model_config = SettingsConfigDict(
@@ -317,6 +318,11 @@ class Settings(BaseSettings):
     def _agree_with_each_other(self) -> Self:
         if self.database_url == "":
             object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'paidonce.db'}")
+        if self.schema is not None and self.database_url.startswith("sqlite:"):
+            raise ValueError(
+                f"a postgresql:// store, but PAIDONCE_SCHEMA is {self.schema} and PAIDONCE_DATABASE_URL names SQLite, "
+                "which has no schemas"
+            )
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError(
                 f"a lease of at least two heartbeats, but PAIDONCE_LEASE_SECONDS is {self.lease_seconds:g} "
@@ -339,6 +345,7 @@ def describe_settings() -> tuple[SettingDescription, ...]:
     spoken_defaults = {
         "database_url": "sqlite:///PAIDONCE_HOME/paidonce.db",
         "broker_url": "the embedded Valkey",
+        "schema": "the first of the search path",
         "redis_url": "the broker where it speaks Redis",
         "agents": "none",
         "provider_hosts": "none",
