@@ -1,4 +1,4 @@
-"""A connection pooler between us and PostgreSQL: nothing of a session's is taken for granted, nothing is left behind."""
+"""A connection pooler between us and PostgreSQL: no session is taken for granted, nothing is left behind."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def running_pgbouncer(server_url: str, *, pool_mode: str, ignored: str = "", siz
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={server.host} port={server.port or 5432}\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
-        f"auth_file = {folder}/users.txt\npool_mode = {pool_mode}\nignore_startup_parameters = {ignored}\ndefault_pool_size = {size}\n"
+        f"auth_file = {folder}/users.txt\npool_mode = {pool_mode}\n"
+        f"ignore_startup_parameters = {ignored}\ndefault_pool_size = {size}\n"
     )
     if user:
         for path in (folder, *folder.iterdir()):
