@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL
 
 from paidonce_models.errors import ConfigurationError, StoreDenied
+from paidonce_models.log_texts import loggable
 
 _OURS: Final = {
     "idle_in_transaction_session_timeout": "8000",
@@ -116,6 +117,8 @@ class Sessions:
     def _connect(self, dialect: Any, arguments: Any, options: dict[str, Any]) -> Any:
         try:
             return dialect.connect(*arguments, **options)
+        except dialect.loaded_dbapi.ProgrammingError as error:  # libpq's, before it has asked anybody
+            raise ConfigurationError(f"PAIDONCE_DATABASE_URL: {loggable(str(error), 200)}; correct it") from None
         except dialect.loaded_dbapi.OperationalError as error:
             if _REFUSAL not in str(error):
                 raise

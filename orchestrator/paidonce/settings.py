@@ -20,6 +20,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from paidonce.broker_addresses import AMQP_SCHEMES, REDIS_SCHEMES, with_usual_scheme
 from paidonce.provider_hosts import parse_provider_hosts
 from paidonce.server_urls import check_broker_url, check_store_url
 from paidonce.setting_sources import (
@@ -36,9 +37,8 @@ from paidonce_models.masking import MASK, mask, mask_names
 from paidonce_models.money import nanousd_from_usd
 from paidonce_models.visible_text import visible
 
-BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
+BROKER_SCHEMES = (*AMQP_SCHEMES, *REDIS_SCHEMES, "memory")
 _ADDRESSES = ("database_url", "broker_url", "redis_url")
-REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
 _LARGEST_COUNT = 10**9
 _SHOWN_CHARACTERS = 300
@@ -282,8 +282,7 @@ class Settings(StoreSettings):
         if url == "":
             return url
         if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-            check_store_url(f"postgresql+psycopg://{rest}")
-            return f"postgresql+psycopg://{rest}"
+            return check_store_url(f"postgresql+psycopg://{rest}")
         if separator and scheme == "sqlite":
             return f"sqlite:///{_sqlite_file(rest)}"
         raise ValueError("a sqlite:///FILE or postgresql://USER@HOST/DATABASE URL")
@@ -293,9 +292,8 @@ class Settings(StoreSettings):
     def _known_broker(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme == "unix":
-            return f"redis+socket://{rest}"
+        url = with_usual_scheme(url)
+        scheme, separator, _ = url.partition("://")
         if separator and scheme in BROKER_SCHEMES:
             check_broker_url(url, redis=scheme in REDIS_SCHEMES)
             return url
@@ -306,9 +304,8 @@ class Settings(StoreSettings):
     def _known_redis(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme == "unix":
-            return f"redis+socket://{rest}"
+        url = with_usual_scheme(url)
+        scheme, separator, _ = url.partition("://")
         if separator and scheme in REDIS_SCHEMES:
             check_broker_url(url, redis=True)
             return url

@@ -53,7 +53,7 @@ def play(site: Site, name: str) -> None:
     with pytest.raises(RunCancelled):
         cancelled.result(RUN_SECONDS)
     assert command(site, "db", "check")["matches"] is True
-    assert {run.id for run in runs} <= {each["id"] for each in command(site, "runs")}
+    assert {run.id for run in runs} <= {each["run_id"] for each in command(site, "runs")}
     command(site, "costs")
 
 
