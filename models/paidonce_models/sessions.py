@@ -118,7 +118,9 @@ class Sessions:
         try:
             return dialect.connect(*arguments, **options)
         except dialect.loaded_dbapi.ProgrammingError as error:  # libpq's, before it has asked anybody
-            raise ConfigurationError(f"PAIDONCE_DATABASE_URL: {loggable(str(error), 200)}; correct it") from None
+            raise ConfigurationError(
+                f"PAIDONCE_DATABASE_URL: {loggable(str(error).strip(), 200)}; correct it"
+            ) from None
         except dialect.loaded_dbapi.OperationalError as error:
             if _REFUSAL not in str(error):
                 raise

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
+from amqp.exceptions import AMQPError  # type: ignore[import-untyped]  # py-amqp publishes no types
 from kombu.exceptions import OperationalError
 
 from paidonce.celery_app import PaidonceCelery, queue_for, speaks_amqp
@@ -25,7 +26,8 @@ ADVANCE_TASK = "paidonce.advance"
 SUBMIT_TASK = "paidonce.submit"
 REDECLARE_SECONDS = 2.0
 AWAY_SECONDS = 2.0
-_BROKER_ERRORS = (OperationalError, OSError, TimeoutError, PaidonceError)
+_BROKER_ERRORS = (OperationalError, OSError, TimeoutError, PaidonceError, AMQPError)
+"""Of AMQP's all: RabbitMQ refuses a user by an error that kombu takes for a channel's."""
 
 
 def give_up_on_silence(error: Exception, interval_seconds: float) -> None:

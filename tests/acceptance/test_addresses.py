@@ -26,8 +26,8 @@ QUOTED = quote(PASSWORD, safe="")
 WRONG = "wr@ng:s/e%c#r?et&+=9"
 WRONG_QUOTED = quote(WRONG, safe="")
 LEAST_RIGHTS = (
-    "~paidonce* ~_kombu.binding.* ~*.celery.pidbox* ~celeryev* &* "
-    "+@read +@write +@connection +@transaction +@pubsub +@scripting +time -@dangerous"
+    "~paidonce* ~_kombu.binding* ~*.celery.pidbox* ~celeryev* &* "
+    "+@read +@write +@connection +@transaction +@pubsub +@scripting +time -@dangerous +info"
 )
 
 MakeSite = Callable[..., Site]
@@ -177,9 +177,8 @@ def test_postgresql_over_tls_with_a_password_and_a_service_file(
     escaped = PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
     passwords.write_text(f"*:*:*:*:{escaped}\n")
     passwords.chmod(0o600)
-    given = make_site(
-        database_url=f"postgresql:///?service=store&servicefile={services}&passfile={passwords}", schema="ours"
-    )
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    given = make_site(database_url=f"postgresql:///?service=store&passfile={passwords}", schema="ours")
     code, text = said(given, "runs")
     assert code == 0 and "gathers" in text, text
 
@@ -198,7 +197,7 @@ def test_a_redis_cluster_is_refused_by_its_name(make_site: MakeSite, start_redis
 
 STATUS = (("broker", "status"), "paidonce.cli")
 COMMANDS = [
-    (("submit", "leaf", "number=1"), "paidonce.cli"),
+    (("submit", "leaf", "--input", '{"number": 1}'), "paidonce.cli"),
     (("worker", *SHARED_MODULES), "paidonce.cli"),
     (("-A", "paidonce_workers", "worker"), "celery"),
 ]
