@@ -216,6 +216,12 @@ class SliceTooLong(ReplayError):
     code = "slice_too_long"
 
 
+class SliceEndsProcess(ReplayError):
+    """The agent's code between two awaits ends the process it runs in; move what does that into a @step."""
+
+    code = "slice_ends_process"
+
+
 class BoundReached(ReplayError):
     """The agent asks for more than a run may; raise the setting that its message names, or mend the agent."""
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from sqlalchemy import Connection
 
@@ -102,6 +104,19 @@ class AdvanceSettings:
     """How much one run may ask for."""
 
 
+class SliceMarking(Protocol):
+    """Says in the store which run's agent is running, in times in which that may be what ends processes."""
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether such a time is now."""
+        raise NotImplementedError
+
+    def around(self, run_id: str) -> AbstractContextManager[None]:
+        """The time in which the agent's code runs."""
+        raise NotImplementedError
+
+
 class _Overtaken(Exception):
     """Rolls back a transaction whose guard failed."""
 
@@ -120,7 +135,10 @@ class Advancer:
         cache: MachineCache,
         settings: AdvanceSettings | None = None,
         memory: PayloadMemory | None = None,
+        marks: SliceMarking | None = None,
     ) -> None:
+        """``marks`` ``None``: nobody would count deaths against a run."""
+        self._marks = marks
         self._database = database
         self._registry = registry
         self._cache = cache
@@ -146,7 +164,8 @@ class Advancer:
                 continue
             try:
                 served = entry.requests
-                step = self._advance_locked(entry)
+                with self._marked(run_id):
+                    step = self._advance_locked(entry)
             finally:
                 entry.lock.release()
             result.outcome = step.outcome
@@ -156,6 +175,9 @@ class Advancer:
             if entry.requests == served:
                 break
         return result
+
+    def _marked(self, run_id: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._marks is None or not self._marks.are_needed else self._marks.around(run_id)
 
     def _advance_locked(self, entry: CacheEntry) -> AdvanceResult:
         while True:
@@ -351,7 +373,7 @@ class Advancer:
         commit, one new step may be claimed in it: see ``take_on``. Raises ``StatementRefused`` where the store
         refuses the completion itself; what it refuses of the advance is not the attempt's fault.
         """
-        if completion.is_final and self.holds(completion.claim.agent):
+        if completion.is_final and self.holds(completion.claim.agent) and not self._must_go_apart(completion.claim):
             entry = self._cache.entry(completion.claim.run_id)
             if entry.lock.acquire(blocking=False):
                 try:
@@ -381,6 +403,10 @@ class Advancer:
             result = AdvanceResult()
         result.acceptance = acceptance
         return result
+
+    def _must_go_apart(self, claim: Claim) -> bool:
+        """Whether the agent's code may be what ended the step's process before: then the result is committed first."""
+        return claim.lost > 0 or (self._marks is not None and self._marks.are_needed)
 
     def _complete_alone(self, completion: Completion) -> Acceptance:
         if self._database.has_single_statements and fits_alone(completion):

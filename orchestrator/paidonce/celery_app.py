@@ -43,8 +43,8 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         kombu would close them in a child of multiprocessing or billiard, which ends the connection of the parent as
         well (its next message then finds it reset), and would go on with them in a child of plain ``os.fork``.
         """
-        amqp = self.__dict__.get("amqp")
-        for group, pool in ((pools.connections, self._pool), (pools.producers, amqp and amqp._producer_pool)):
+        amqp, in_use = self.__dict__.get("amqp"), self.__dict__.get("_pool")
+        for group, pool in ((pools.connections, in_use), (pools.producers, amqp and amqp._producer_pool)):
             if pool is not None:
                 pool._closed = True
                 for key in [key for key, held in group.items() if held is pool]:

@@ -45,6 +45,7 @@ from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
 from paidonce_workers.resilience import LearnedProviders, StepCircuits
 from paidonce_workers.signs_of_life import SignsOfLife
+from paidonce_workers.slice_marks import CarefulPeriod, SliceMarks
 from paidonce_workers.soon import Soon
 from paidonce_workers.sweeper import Sweeper
 from paidonce_workers.turn import Kept
@@ -75,6 +76,7 @@ class WorkerProcess:
         registry: Registry,
         machinery: Machinery,
         worker: str,
+        period: CarefulPeriod,
         role: Role = Role.WORKER,
     ) -> None:
         self.settings = settings
@@ -105,6 +107,14 @@ class WorkerProcess:
         can_isolate = role is Role.WORKER and bool(settings.agents) and registry is default_registry
         self.isolation = self._isolation_hosts(machinery) if can_isolate else None
         memory = PayloadMemory()
+        self._signs = SignsOfLife(self.database, settings.namespace)
+        self._marks = SliceMarks(
+            database=self.database,
+            worker=worker,
+            period=period,
+            signs=self._signs,
+            signature_of=self._signature_of,
+        )
         advancer = Advancer(
             self.database,
             registry,
@@ -117,6 +127,7 @@ class WorkerProcess:
                 bounds=bounds_of(settings),
             ),
             memory,
+            self._marks,
         )
         self.executor = Executor(
             database=self.database,
@@ -162,6 +173,10 @@ class WorkerProcess:
             ),
         )
 
+    def _signature_of(self, agent: str, version: str | None) -> str:
+        declaration = self.registry.agent(agent, version)
+        return "" if declaration is None else declaration.signature
+
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""
         self._capture = install(self.settings.provider_hosts)
@@ -195,7 +210,6 @@ class WorkerProcess:
 
     def start_sweeper(self) -> None:
         """Take part in leading the sweeping of shards, and in watching for processes that die."""
-        signs = SignsOfLife(self.database, self.settings.namespace)
         self._sweeper = Sweeper(
             database=self.database,
             publisher=self.publisher,
@@ -207,15 +221,16 @@ class WorkerProcess:
             no_worker_seconds=self.settings.no_worker_seconds,
             breakers=self.breakers,
             frozen_seconds=self.settings.frozen_seconds,
-            living=signs.living,
+            living=self._signs.living,
         )
         self._death_watch = DeathWatch(
             database=self.database,
             publisher=self.publisher,
             namespace=self.settings.namespace,
             worker=self.worker,
-            signs=signs,
+            signs=self._signs,
             sweeper=self._sweeper,
+            marks=self._marks,
         )
         self._sweeper.start()
         self._death_watch.start()
@@ -412,6 +427,7 @@ class WorkerProcesses:
         self._lock = threading.Lock()
         self._made: dict[int, WorkerProcess] = {}
         self.registered_as = ""
+        self._period = CarefulPeriod()
 
     def current(self) -> WorkerProcess:
         """This process's wiring; its heartbeat runs."""
@@ -440,6 +456,7 @@ class WorkerProcesses:
             registry=self._registry,
             machinery=self._machinery,
             worker=worker,
+            period=self._period,
             role=self._role if pid == self._pid else Role.POOL_CHILD,
         )
         if not self.registered_as:
