@@ -8,18 +8,21 @@ binding is needed then, so a flushed broker loses none.
 
 from __future__ import annotations
 
+import functools
 import inspect
-import os
-import weakref
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue, pools
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Queue, pools
+from kombu.clocks import LamportClock
 
 from paidonce.broker_urls import broker_url, speaks_redis
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
+from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
 
 VISIBILITY_TIMEOUT_SECONDS = 30
@@ -31,11 +34,11 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
     amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
+    _pool: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _leave_connections_alone(this))
+        in_child(self, PaidonceCelery.leave_connections_to_the_parent)
 
     def leave_connections_to_the_parent(self) -> None:
         """In a child that was just forked: use none of the broker connections that exist, and close none.
@@ -43,9 +46,13 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         kombu would close them in a child of multiprocessing or billiard, which ends the connection of the parent as
         well (its next message then finds it reset), and would go on with them in a child of plain ``os.fork``.
         """
+        begin_with_free_locks(type(self), AMQP, Connection)
+        self.clock = LamportClock()  # as it has a lock too
+        self._finalize_mutex = threading.RLock()
         amqp, in_use = self.__dict__.get("amqp"), self.__dict__.get("_pool")
         for group, pool in ((pools.connections, in_use), (pools.producers, amqp and amqp._producer_pool)):
             if pool is not None:
+                leave_to_parent(pool)
                 pool._closed = True
                 for key in [key for key, held in group.items() if held is pool]:
                     dict.pop(group, key)  # the group's own methods take connections for keys, and keep their hashes
@@ -71,10 +78,13 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         return super()._task_from_fun(fun, *args, **options)
 
 
-def _leave_connections_alone(app: weakref.ref[PaidonceCelery]) -> None:
-    found = app()
-    if found is not None:
-        found.leave_connections_to_the_parent()
+def begin_with_free_locks(*types: type) -> None:
+    """In a forked child: nobody holds the locks of these types' cached properties, which all their instances share."""
+    for each in dict.fromkeys(base for one in types for base in one.__mro__):
+        for value in vars(each).values():
+            lock = getattr(value, "lock", None) if isinstance(value, functools.cached_property) else None
+            if lock is not None:
+                lock._at_fork_reinit()
 
 
 def _refuse_async(fun: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -30,6 +31,7 @@ from paidonce_models.errors import (
     RunCancelled,
     RunFailed,
 )
+from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.masking import mask
 from paidonce_models.payloads import split
 from paidonce_models.private_files import make_private_folder
@@ -157,7 +159,10 @@ class RunHandle:
 
 
 class Client:
-    """Submits runs to the store and the broker that the settings name. Safe to share between threads."""
+    """Submits runs to the store and the broker that the settings name. Safe to share between threads.
+
+    A forked child may go on with the client of its parent: it makes connections of its own there.
+    """
 
     def __init__(
         self,
@@ -171,10 +176,29 @@ class Client:
         self.settings = settings if settings is not None else load_settings(**overrides)
         self._registry = registry if registry is not None else default_registry
         self._publisher = publisher
+        self._publisher_is_ours = publisher is None
+        self._database: Database | None = None
+        self._begin_in_child()
+        in_child(self, Client._begin_in_child)
 
-    @functools.cached_property
+    def _begin_in_child(self) -> None:
+        self._making = threading.Lock()  # one that a thread of the parent holds would stay locked
+        if self._publisher_is_ours and self._publisher is not None:
+            leave_to_parent(self._publisher)
+            self._publisher = None
+
+    @property
     def database(self) -> Database:
         """The store, its schema checked. Raises ``StoreUnreachable`` or ``SchemaMismatch``."""
+        database = self._database
+        if database is None:
+            with self._making:
+                database = self._database
+                if database is None:
+                    database = self._database = self._open()
+        return database
+
+    def _open(self) -> Database:
         make_private_folder(self.settings.home, is_ours=True)
         database = Database(self.settings.database_url, pool_size=self.settings.database_pool_size)
         try:
@@ -268,9 +292,13 @@ class Client:
 
     def _publish(self, messages: list[Message]) -> None:
         try:
-            if self._publisher is None:
-                self._publisher = Publisher(build_celery_app(self.settings), self.settings)
-            self._publisher.publish(messages)
+            publisher = self._publisher
+            if publisher is None:
+                with self._making:
+                    publisher = self._publisher
+                    if publisher is None:
+                        publisher = self._publisher = Publisher(build_celery_app(self.settings), self.settings)
+            publisher.publish(messages)
         except BrokerUnreachable as error:
             log.warning("%s", error.message, extra={"event": "broker_away"})
 

@@ -16,6 +16,7 @@ from paidonce.celery_app import PaidonceCelery, queue_for, speaks_amqp
 from paidonce.embedded import ensure_embedded_valkey
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError
+from paidonce_models.forks import in_child
 from paidonce_models.log_texts import cause_of
 from paidonce_models.store.messages import Message, StepMessage
 
@@ -72,6 +73,11 @@ class Publisher:
         self._app = app
         self._settings = settings
         self._amqp = speaks_amqp(str(app.conf.broker_url))
+        self._begin_empty()
+        in_child(self, Publisher._begin_empty)
+
+    def _begin_empty(self) -> None:
+        """Also in a forked child, where the parent's lock may be held by a thread that is not there."""
         self._declared: dict[str, float] = {}
         self._away_until = 0.0
         self._guard = threading.Lock()

@@ -37,6 +37,7 @@ from paidonce.envelopes import UnreadableEnvelope, check_envelope, delivered_fro
 from paidonce.flood_log import FloodLog
 from paidonce.stored_texts import fits
 from paidonce.unread_bodies import refuse_compression
+from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.log_texts import loggable
 from paidonce_models.queues import SUBMIT_QUEUE
 
@@ -173,6 +174,15 @@ class Channel(redis.Channel):
     unacked_index_key = "paidonce.unacked_index"
     unacked_mutex_key = "paidonce.unacked_mutex"
     _kept: tuple[Any, Any] | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        in_child(self, Channel._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: before kombu closes the pools there, which it does in some kinds of children only."""
+        leave_to_parent(self.__dict__)
+        self._pool = self._async_pool = self._kept = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
