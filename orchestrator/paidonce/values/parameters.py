@@ -125,10 +125,13 @@ class Parameters:
             members.append((slot.name, text))
         return encoded_object(members)
 
-    def decode_arguments(self, data: Encoded, *, checked: bool = False) -> tuple[list[object], dict[str, object]]:
+    def decode_arguments(
+        self, data: Encoded, *, checked: bool = False, from_outside: bool = False
+    ) -> tuple[list[object], dict[str, object]]:
         """Fresh ``args, kwargs`` to call the function with; raises ``InvalidInput`` when they no longer fit.
 
         ``checked`` also compares JSON types with their annotations: for what a producer without the code has written.
+        ``from_outside``: they are validated, whatever they say of themselves.
         """
         stored = decode_encoded(data)
         if not isinstance(stored, dict):
@@ -139,7 +142,7 @@ class Parameters:
         args: list[object] = []
         kwargs: dict[str, object] = {}
         for slot in self.slots:
-            value = self._decoded(slot, stored, checked=checked)
+            value = self._decoded(slot, stored, checked=checked, from_outside=from_outside)
             if slot.kind is _POSITIONALS:
                 args.extend(cast("list[object]", value))
             elif slot.kind is _KEYWORDS:
@@ -211,16 +214,17 @@ class Parameters:
             default=parameter.default,
         )
 
-    def _decoded(self, slot: Slot, stored: Mapping[str, object], *, checked: bool) -> object:
+    def _decoded(self, slot: Slot, stored: Mapping[str, JsonValue], *, checked: bool, from_outside: bool) -> object:
         where = f"{self.name}: {slot.name}"
         if slot.name in stored:
             value = stored[slot.name]
             if not isinstance(slot.codec, PlainCodec):
-                return slot.codec.decode(encode_json(value), where)
+                return slot.codec.decode(encode_json(value), where, from_outside=from_outside)
             # Already fresh from decode_json; only pydantic has more to do.
+            fresh = slot.codec.fresh(value, where, from_outside=from_outside)
             if checked:
-                slot.codec.check(value, where)
-            return value
+                slot.codec.check(fresh, where)
+            return fresh
         if slot.required:
             raise InvalidInput(f"{where} is required, but the stored call holds {_listed(stored)}")
         return slot.codec.decode(slot.codec.encode(self._default(slot), where), where)
