@@ -97,9 +97,7 @@ STEP_MOVES: dict[StepState, frozenset[StepState]] = {
             StepState.BLOCKED,
         }
     ),
-    StepState.BLOCKED: frozenset(
-        {StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
-    ),
+    StepState.BLOCKED: frozenset({StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
     StepState.SUCCEEDED: frozenset(),
     StepState.FAILED: frozenset(),
     StepState.CANCELLED: frozenset(),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paidonce.attempt_policies import attempt_policies
 from paidonce.usage import current_recorder, innermost_tool
 from paidonce_models.documents import Encoded
-from paidonce_models.errors import InvalidInput
+from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable
 
 if TYPE_CHECKING:
     from paidonce.declarations import Declaration
@@ -42,7 +42,11 @@ class Invocation(Coroutine[Any, Any, Any]):
         if machine is not None:
             machine.note_call()
             self._hash = machine.loop.next_ordinal()
-            self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
+            try:
+                self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
+            except (NotSerialisable, DeclarationError) as error:
+                machine.note_unfit(error)
+                raise
         else:
             self._hash = id(self) >> 4
             self._args, self._kwargs = args, kwargs

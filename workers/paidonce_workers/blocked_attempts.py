@@ -23,8 +23,8 @@ from paidonce_models.store.blocked_steps import BODY, ENCODED, RENDERED, Blockin
 from paidonce_models.store.claims import Claim
 
 REMEDY = (
-    "What it returned is kept and not paid again. Start a worker whose code takes it (another annotation of the result, "
-    "a type that can read it), or say what it is with `paidonce resolve`"
+    "What it returned is kept and not paid again. Start a worker whose code takes it (another annotation of the "
+    "result, a type that can read it), or say what it is with `paidonce resolve`"
 )
 
 
@@ -128,4 +128,3 @@ def _kept(declaration: AnyStep, claim: Claim, form: str, kept: Kept, why: BaseEx
             code=code_hash(declaration.fn),
         )
     )
-

@@ -1,8 +1,9 @@
 """What is recorded of an attempt whose end the store refuses as it is: for the sake of its data, never the store's.
 
-Owns the steps down: the completion as it is, then blocked with its result kept, then without any data but the reason
-and with all that was spent, then without the calls, which are written one by one. A body that was paid is neither run again for this nor does its thread try the
-same for ever. A store that refuses even the plainest of them is itself not well, whatever it says: it is waited for.
+Owns the steps down: the completion as it is, then blocked with its result kept, then without any data but the reason and
+with all that was spent, then without the calls, which are written one by one. A body that was paid is neither run again
+for this nor does its thread try the same for ever. A store that refuses even the plainest of them is itself not well,
+whatever it says: it is waited for.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def _blocked(completion: Completion, refusal: StatementRefused | None, kept: Kep
     why = "" if refusal is None else refusal.message
     holds = "What it returned is kept" if kept is not None else "What it returned could not be kept either"
     error = ResultNotStorable(
-        f"step {claim.position} ({claim.name}) of run {claim.run_id} has returned what the store refuses: {why} {holds}; "
+        f"step {claim.position} ({claim.name}) of run {claim.run_id} has returned what the store refuses: {why} "
+        f"{holds}; "
         "mend the store and restart a worker, or say what came of the step with `paidonce resolve`",
         step=claim.position,
     )

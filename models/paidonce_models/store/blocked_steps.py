@@ -160,7 +160,7 @@ def accept_attempt(connection: Connection, blocked: BlockedStep) -> None:
 
 
 def schedule_again(connection: Connection, blocked: BlockedStep) -> Message | None:
-    """Let another attempt begin. Guarded by the attempt; the caller knows that nothing was paid, or a person says so."""
+    """Let another attempt begin. Guarded by the attempt; the caller knows that nothing was paid for this one."""
     lock_step(connection, blocked.run_id, blocked.position)
     key = {"run_id": blocked.run_id, "position": blocked.position, "attempt": blocked.attempt}
     row = connection.execute(_SCHEDULE, {**key, "redeliver": REDELIVER_AFTER_US}).first()

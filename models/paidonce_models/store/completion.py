@@ -52,7 +52,7 @@ class Completion:
     parking: Parking | None = None
     """Set means: failed because a circuit is open, to be tried again when it may have healed."""
     blocking: Blocking | None = None
-    """Set means: it returned what this code cannot store, or its arguments do not fit; other code goes on from there."""
+    """Set means: it returned what this code cannot store, or its arguments do not fit; other code goes on with it."""
     counts_as_failure: bool = True
     """Whether an attempt that is to be tried again counts towards the retry policy; a probe's does not."""
     calls: Sequence[CallRecord] = ()

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from paidonce_models.errors import InvalidInput, NotFound
 from paidonce_models.payloads import SplitPayload
 from paidonce_models.states import StepState
+from paidonce_models.store.blocked_steps import accept_attempt, find_blocked_step
 from paidonce_models.store.events import REDELIVER_AFTER_US
 from paidonce_models.store.messages import Message, StepMessage
 from paidonce_models.store.outside_endings import end_step, lock_step
@@ -17,12 +18,16 @@ _FOR_PEOPLE = (StepState.UNKNOWN, StepState.BLOCKED)
 _RETRY = text(
     "UPDATE steps SET state = 'scheduled', error = NULL, lease_owner = NULL, lease_expires_at_us = NULL, "
     "due_at_us = NULL, publish_count = 0, publish_at_us = paidonce_now() + :redeliver "
-    "WHERE run_id = :run_id AND position = :position AND state IN ('unknown', 'blocked') RETURNING name, agent, queue, priority"
+    "WHERE run_id = :run_id AND position = :position AND state IN ('unknown', 'blocked') "
+    "RETURNING name, agent, queue, priority"
 )
 
 
 def resolve_as_succeeded(connection: Connection, *, run_id: str, position: int, result: SplitPayload) -> Message:
-    """It did its work, and this is what it came to. Raises ``NotFound``, or ``InvalidInput`` if it is not unknown."""
+    """It did its work, and this is what it came to. Raises ``NotFound``, or ``InvalidInput`` if that is known."""
+    blocked = find_blocked_step(connection, run_id=run_id, position=position)
+    if blocked is not None:
+        accept_attempt(connection, blocked)
     return _told(
         end_step(
             connection, run_id=run_id, position=position, only_if=_known(connection, run_id, position), result=result

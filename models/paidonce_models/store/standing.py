@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-HAS_STANDING_STEPS = "EXISTS (SELECT 1 FROM steps WHERE steps.run_id = {run_id} AND steps.state IN ('held', 'parked', 'blocked'))"
+HAS_STANDING_STEPS = (
+    "EXISTS (SELECT 1 FROM steps WHERE steps.run_id = {run_id} AND steps.state IN ('held', 'parked', 'blocked'))"
+)
 """For the statements that write a run's state from what its agent awaits: they leave such runs to ``restate_run``."""
 
 _EARLIEST = (

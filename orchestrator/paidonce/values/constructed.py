@@ -53,9 +53,7 @@ def encode_constructed(value: object, annotation: object, where: str) -> bytes |
     if rendering.text_only:
         return None
     try:
-        difference = first_difference(
-            value, revive(rendering.value, rendering.types, classes_of(annotation)), where
-        )
+        difference = first_difference(value, revive(rendering.value, rendering.types, classes_of(annotation)), where)
         if difference is not None:
             return None
         return encode_json({VALUE: rendering.value, TYPES: rendering.types}, where)

@@ -196,9 +196,7 @@ class _Renderer:
             types["private"] = {"v": kept, "m": kept_types}
         return (members.get("root") if isinstance(value, RootModel) else members), types
 
-    def _private(
-        self, private: dict[str, object], depth: int
-    ) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+    def _private(self, private: dict[str, object], depth: int) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
         """Private attributes that are data. Handles and caches are made anew by the class, as ever."""
         kept: dict[str, JsonValue] = {}
         types: dict[str, JsonValue] = {}

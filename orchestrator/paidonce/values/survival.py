@@ -39,7 +39,7 @@ def first_difference(value: object, decoded: object, path: str) -> str | None:
     if _equal(value, decoded):
         # A subclass of a JSON type comes back as that type.
         return None
-    if same_type and (type(value).__eq__ is object.__eq__ or (value != value and decoded != decoded)):  # noqa: PLR0124 - NaN
+    if same_type and (type(value).__eq__ is object.__eq__ or (value != value and decoded != decoded)):
         return None
     if same_type:
         return f"{path}, a {type_name(value)}, is not equal to itself after the round trip"

@@ -1,4 +1,4 @@
-"""Steps whose paid result, or whose arguments, do not fit the code: what was paid is kept, and nothing is paid again."""
+"""Steps whose paid result, or whose arguments, do not fit the code: what was paid is kept and not paid again."""
 
 from __future__ import annotations
 
