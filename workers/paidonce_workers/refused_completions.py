@@ -1,9 +1,9 @@
 """What is recorded of an attempt whose end the store refuses as it is: for the sake of its data, never the store's.
 
-Owns the steps down: the completion as it is, then blocked with its result kept, then without any data but the reason and
-with all that was spent, then without the calls, which are written one by one. A body that was paid is neither run again
-for this nor does its thread try the same for ever. A store that refuses even the plainest of them is itself not well,
-whatever it says: it is waited for.
+Owns the steps down: the completion as it is, then blocked with its result kept, then without any data but the reason
+and with all that was spent, then without the calls, which are written one by one. A body that was paid is neither run
+again for this nor does its thread try the same for ever. A store that refuses even the plainest of them is itself not
+well, whatever it says: it is waited for.
 """
 
 from __future__ import annotations

@@ -204,8 +204,8 @@ class Machine:
         if len(arguments) > self._max_payload_bytes:
             self._unfit.append(
                 too_large := PayloadTooLarge(
-                    f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the limit "
-                    f"is {self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
+                    f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the "
+                    f"limit is {self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
                     "or store the value elsewhere and pass its address"
                 )
             )

@@ -22,7 +22,7 @@ import typing_extensions
 from pydantic import BaseModel
 
 from paidonce.values.annotations import plain_checker
-from paidonce.values.rendering import render
+from paidonce.values.rendering import fields_of, render
 from paidonce.values.revival import revive
 from paidonce.values.survival import first_difference
 from paidonce_models.encoding import encode_json
@@ -137,7 +137,7 @@ def _walk(annotation: object) -> tuple[type, ...]:
         if isinstance(each, type) and get_origin(each) is None:
             found[each] = None
             if issubclass(each, BaseModel):
-                pending += [field.annotation for field in each.__pydantic_fields__.values()]
+                pending += [field.annotation for field in fields_of(each).values()]
             elif dataclasses.is_dataclass(each):
                 pending += _field_annotations(each)
         if type(each).__name__ == "TypeAliasType":

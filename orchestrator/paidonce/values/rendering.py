@@ -24,8 +24,10 @@ from pathlib import PurePath
 from types import ModuleType
 from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from pydantic import AnyUrl, BaseModel, RootModel, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
 from pydantic_core import MultiHostUrl, Url, to_jsonable_python
 
 from paidonce.values.class_names import class_name
@@ -69,19 +71,40 @@ def render(value: object) -> Rendering:
 
 def data_of_model(model: BaseModel) -> dict[str, object]:
     """Fields and extras of a model, set or not; cached properties and what a client hangs on are not among them."""
-    fields = type(model).__pydantic_fields__
+    fields = fields_of(type(model))
     own = {name: each for name, each in model.__dict__.items() if name in fields}
     return own | (model.__pydantic_extra__ or {})
 
 
 def data_of_dataclass(value: Any) -> dict[str, object]:
-    """Fields of a dataclass and what else was put on the object, but for cached properties."""
+    """Fields of a dataclass and what else was put on the object; see ``private_of`` for what is not meant to be seen."""
     names = [each.name for each in dataclasses.fields(value)]
     data = {name: getattr(value, name) for name in names if hasattr(value, name)}
     for name, each in getattr(value, "__dict__", {}).items():
-        if name not in data and not isinstance(getattr(type(value), name, None), functools.cached_property):
+        cached = isinstance(getattr(type(value), name, None), functools.cached_property)
+        if name not in data and not cached and not name.startswith("_"):
             data[name] = each
     return data
+
+
+def private_of(value: object) -> dict[str, object]:
+    """Private attributes of a model, or underscored ones beside a dataclass's fields: data, or handles and caches."""
+    if isinstance(value, BaseModel):
+        private = (value.__pydantic_private__ or {}).items()
+        return {name: each for name, each in private if not _is_default(type(value), name, each)}
+    if not dataclasses.is_dataclass(value):
+        return {}
+    fields = {each.name for each in dataclasses.fields(value)}
+    return {
+        name: each
+        for name, each in getattr(value, "__dict__", {}).items()
+        if name not in fields and name.startswith("_") and not name.startswith("__")
+    }
+
+
+def fields_of(cls: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model's class; ``BaseModel`` itself has none."""
+    return getattr(cls, "__pydantic_fields__", {})
 
 
 class _Renderer:
@@ -159,14 +182,18 @@ class _Renderer:
             natural: JsonValue = to_jsonable_python(value)
         except Exception:  # noqa: BLE001 - a subclass of the user's
             return self.as_text(value, path)
-        return natural, {"t": "scalar", "c": class_name(type(value))}
+        types: dict[str, JsonValue] = {"t": "scalar", "c": class_name(type(value))}
+        if isinstance(value, datetime) and isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key:
+            types["z"] = value.tzinfo.key
+        return natural, types
 
     def _container(self, value: object, path: str, depth: int) -> tuple[JsonValue, Types]:
         if isinstance(value, BaseModel):
             return self._model(value, path, depth)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             members, inner = self._members(data_of_dataclass(value), path, depth)
-            return members, {"t": "dataclass", "c": class_name(type(value)), **_m(inner)}
+            types: dict[str, JsonValue] = {"t": "dataclass", "c": class_name(type(value)), **_m(inner)}
+            return members, types | self._private(private_of(value), depth)
         if isinstance(value, dict):
             return self._dict(value, path, depth)
         if isinstance(value, (list, tuple, set, frozenset)):
@@ -176,27 +203,20 @@ class _Renderer:
     def _model(self, value: BaseModel, path: str, depth: int) -> tuple[JsonValue, Types]:
         cls = type(value)
         data = data_of_model(value)
-        for name, each in cls.__pydantic_fields__.items():
+        for name, each in fields_of(cls).items():
             if each.exclude and name in data:
                 if data[name] != each.get_default(call_default_factory=True):
                     self._told(f"{path}[{name!r}]", None)
                 del data[name]
-        private = {
-            name: each
-            for name, each in ((value.__pydantic_private__ or {}).items())
-            if not _is_default(cls, name, each)
-        }
         members, inner = self._members(data, path, depth)
         types: dict[str, JsonValue] = {"t": "model", "c": class_name(cls), **_m(inner)}
         unset: list[JsonValue] = [name for name in data if name not in value.__pydantic_fields_set__]
         if unset:
             types["unset"] = unset
-        kept, kept_types = self._private(private, depth)
-        if kept:
-            types["private"] = {"v": kept, "m": kept_types}
+        types |= self._private(private_of(value), depth)
         return (members.get("root") if isinstance(value, RootModel) else members), types
 
-    def _private(self, private: dict[str, object], depth: int) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+    def _private(self, private: dict[str, object], depth: int) -> dict[str, JsonValue]:
         """Private attributes that are data. Handles and caches are made anew by the class, as ever."""
         kept: dict[str, JsonValue] = {}
         types: dict[str, JsonValue] = {}
@@ -208,7 +228,7 @@ class _Renderer:
                 continue
             kept[name] = natural
             types[name] = inner
-        return kept, types
+        return {"private": {"v": kept, "m": types}} if kept else {}
 
     def _members(
         self, data: dict[str, object], path: str, depth: int

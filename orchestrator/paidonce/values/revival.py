@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import Enum
 from typing import Any, cast
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, RootModel, TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from paidonce.values.class_names import find_class
-from paidonce.values.rendering import SCALARS, Types
+from paidonce.values.rendering import SCALARS, Types, fields_of
 from paidonce_models.errors import InvalidInput, PaidonceError
 from paidonce_models.json_values import JsonValue
 
@@ -61,6 +63,9 @@ class _Reviver:
     def _single(self, kind: object, value: Any, types: Any) -> Any:
         if kind == "scalar":
             cls = self._class(types, *SCALARS)
+            if cls is datetime:  # pydantic has time zones of its own
+                moment = datetime.fromisoformat(value)
+                return moment.astimezone(ZoneInfo(types["z"])) if "z" in types else moment
             return TypeAdapter(cls).validate_python(value)
         if kind == "bytes":
             return base64.b64decode(value)
@@ -94,7 +99,7 @@ class _Reviver:
     def _model(self, value: Any, types: Any, inner: Mapping[str, Any]) -> BaseModel:
         cls = self._class(types, BaseModel)
         members = self._members({"root": value} if issubclass(cls, RootModel) else value, inner)
-        fields = cls.__pydantic_fields__
+        fields = fields_of(cls)
         unset = set(types.get("unset", ()))
         extra = {name: each for name, each in members.items() if name not in fields}
         defaults = {name: each.get_default() for name, each in cls.__private_attributes__.items()}
@@ -124,7 +129,8 @@ class _Reviver:
         if not dataclasses.is_dataclass(cls):
             raise InvalidInput(f"the class {cls.__qualname__} of a stored value is no dataclass now")
         made = object.__new__(cls)
-        for name, each in self._members(value, inner).items():
+        private = types.get("private", {"v": {}, "m": {}})
+        for name, each in (self._members(value, inner) | self._members(private["v"], private["m"])).items():
             object.__setattr__(made, name, each)  # past `frozen` and `__setattr__`
         return made
 

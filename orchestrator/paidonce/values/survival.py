@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from paidonce.values.rendering import data_of_dataclass, data_of_model, render
+from paidonce.values.rendering import data_of_dataclass, data_of_model, private_of, render
 from paidonce_models.json_values import type_name
 
 
@@ -27,7 +27,7 @@ def first_difference(value: object, decoded: object, path: str) -> str | None:
     if same_type and isinstance(value, BaseModel) and isinstance(decoded, BaseModel):
         return _first_of(data_of_model(value), data_of_model(decoded), path) or _private(value, decoded, path)
     if same_type and dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _first_of(data_of_dataclass(value), data_of_dataclass(decoded), path)
+        return _first_of(data_of_dataclass(value), data_of_dataclass(decoded), path) or _private(value, decoded, path)
     if isinstance(value, dict) and isinstance(decoded, dict):
         return _first_of(value, decoded, path)
     if isinstance(value, (list, tuple)) and isinstance(decoded, (list, tuple)):
@@ -62,9 +62,9 @@ def _equal(value: object, decoded: object) -> bool:
         return False
 
 
-def _private(value: BaseModel, decoded: BaseModel, path: str) -> str | None:
-    other = decoded.__pydantic_private__ or {}
-    for name, each in (value.__pydantic_private__ or {}).items():
+def _private(value: object, decoded: object, path: str) -> str | None:
+    other = private_of(decoded)
+    for name, each in private_of(value).items():
         if name in other and _equal(each, other[name]):
             continue
         if not render(each).text_only:
