@@ -115,7 +115,7 @@ def test_results_and_messages_of_pydantic_ai_keep_what_tools_have_returned() -> 
         (AgentRunResult[str], result),
         (object, result),
         (AgentRunResult[City], Agent(TestModel(), output_type=City).run_sync("hi")),
-        (RunUsage, result.usage() if callable(result.usage) else result.usage),
+        (RunUsage, result.usage),
     ]
     for annotation, value in values:
         codec = codec_for(annotation)

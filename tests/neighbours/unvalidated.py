@@ -81,7 +81,13 @@ class AnswerMaker:
         if self._is_odd():
             return {"of": ["another", "kind"]}
         simple: dict[Any, Any] = {
-            str: "text", int: 7, float: 0.5, bool: True, bytes: "AAEC", object: {"any": [1]},
-            datetime: "2026-01-02T03:04:05Z", date: "2026-01-02",
+            str: "text",
+            int: 7,
+            float: 0.5,
+            bool: True,
+            bytes: "AAEC",
+            object: {"any": [1]},
+            datetime: "2026-01-02T03:04:05Z",
+            date: "2026-01-02",
         }
         return simple.get(cls, "text")

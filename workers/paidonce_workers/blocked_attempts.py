@@ -7,11 +7,9 @@ carries is plain data.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
 
+from paidonce.lazy_results import drop, is_lazy, lazy_message
 from paidonce.registry import AnyStep
 from paidonce.user_errors import error_of
 from paidonce.values import code_hash, result_shape
@@ -86,25 +84,9 @@ def refuse_coroutine(declaration: AnyStep, claim: Claim, value: object) -> None:
     """A body that has returned a coroutine has not done its work: it is closed, never stored and never paid."""
     if not is_lazy(value):
         return
-    kind = type(value).__name__
-    if isinstance(value, Coroutine):
-        value.close()
-    raise step_does_not_fit(declaration, claim, DeclarationError(lazy_message(declaration.fn, kind)), shape=BODY)
-
-
-def is_lazy(value: object) -> bool:
-    """Whether a value is work that nobody has done: it was not awaited, or not iterated."""
-    return inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value)
-
-
-def lazy_message(function: Callable[..., Any], kind: str) -> str:
-    """What is wrong where a body gives a coroutine or a generator, and what to do."""
-    return (
-        f"it returned a {kind} that nobody had awaited or iterated. A decorator between @step and an `async def` that "
-        f"is not async-aware does so ({function.__module__}.{function.__qualname__} at "
-        f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}): make its wrapper `async def` with "
-        "`return await`, or put it above @step's function as code of the body; return a list instead of a generator"
-    )
+    drop(value)
+    error = DeclarationError(lazy_message(declaration.fn, type(value).__name__))
+    raise step_does_not_fit(declaration, claim, error, shape=BODY)
 
 
 def _kept(declaration: AnyStep, claim: Claim, form: str, kept: Kept, why: BaseException) -> AttemptBlocked:

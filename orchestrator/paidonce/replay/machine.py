@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from paidonce.declarations import AgentDeclaration, Declaration
+from paidonce.lazy_results import drop, is_lazy, lazy_message
 from paidonce.replay.bounds import RunBounds, too_many_steps, too_many_tasks, too_many_timers
 from paidonce.replay.eviction import discard
 from paidonce.replay.loop import ReplayLoop
@@ -371,8 +372,13 @@ class Machine:
                 raise self._does_not_fit("a call cannot be written down", unfit) from unfit
             return Outcome(RunState.FAILED, error=error_of(error))
         where = f"result of agent {self.declaration.name!r}"
+        value = main.result()
+        if is_lazy(value):
+            drop(value)
+            why = DeclarationError(lazy_message(self.declaration.fn, type(value).__name__))
+            raise self._does_not_fit("it has not returned a result", why)
         try:
-            result = self.declaration.result_codec.encode_result(main.result(), where)
+            result = self.declaration.result_codec.encode_result(value, where)
         except Exception as unfit:  # a type's own code may raise anything; the run has paid for what led to it
             raise self._does_not_fit("its result cannot be stored", unfit) from unfit
         if len(result) > self._max_payload_bytes:

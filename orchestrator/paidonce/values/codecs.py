@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.errors import PydanticUndefinedAnnotation
 
 from paidonce.values.annotations import Checker, Mismatch, describe, plain_checker
 from paidonce.values.constructed import (
@@ -236,23 +236,31 @@ def _adapter_for(annotation: object) -> TypeAdapter[object]:
     form = cast("type[object]", annotation)
     try:
         try:
-            return TypeAdapter(form, config=_BARE_TYPES)
+            return _complete(TypeAdapter(form, config=_BARE_TYPES))
         except PydanticUserError as error:
             # Models and dataclasses bring their own configuration and refuse ours.
             if error.code != "type-adapter-config-unused":
                 raise
-            return TypeAdapter(form)
+            return _complete(TypeAdapter(form))
     except PydanticUndefinedAnnotation as error:
         raise DeclarationError(
             f"the annotation {describe(annotation)} names {error.name!r}, which cannot be found; "
             "define it at module level, before it is used"
         ) from error
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+    except Exception as error:  # pydantic's own, and whatever a type that makes its own schema raises
         first = (str(error).splitlines() or [""])[0]
         raise DeclarationError(
             f"values annotated {describe(annotation)} cannot be stored: {first}; use JSON types, a dataclass, "
             "a pydantic model or a TypedDict"
         ) from error
+
+
+def _complete(adapter: TypeAdapter[object]) -> TypeAdapter[object]:
+    """The adapter of a type whose names are all there: pydantic puts off saying what it could not find."""
+    if not adapter.pydantic_complete:
+        adapter.rebuild(force=True, raise_errors=True)
+    _ = adapter.core_schema
+    return adapter
 
 
 def _reasons(error: Exception) -> str:

@@ -25,7 +25,7 @@ from paidonce.values.hints import local_names, resolve_hints
 from paidonce_models.argument_objects import encoded_object, object_bytes
 from paidonce_models.documents import Encoded, LongList, decode_encoded
 from paidonce_models.encoding import encode_json
-from paidonce_models.errors import DeclarationError, InvalidInput
+from paidonce_models.errors import DeclarationError, InvalidInput, PaidonceError
 from paidonce_models.json_values import JsonValue
 from paidonce_models.payload_memory import PayloadMemory
 
@@ -85,6 +85,21 @@ class Parameters:
     def slots(self) -> tuple[Slot, ...]:
         """The parameters in the order of their declaration."""
         return tuple(self._slot(parameter) for parameter in self.signature.parameters.values())
+
+    def misfits(self) -> list[str]:
+        """What is wrong with the parameters, a sentence each: types without a stored form, defaults that have none."""
+        problems: list[str] = []
+        for parameter in self.signature.parameters.values():
+            where = f"its parameter {parameter.name!r}"
+            try:
+                slot = self._slot(parameter)
+                if not slot.required:
+                    slot.codec.decode(slot.codec.encode(self._default(slot), f"the default of {where}"), where)
+            except PaidonceError as error:
+                problems.append(f"{where}: {error.message}")
+            except Exception as error:  # noqa: BLE001 - a type of the user's makes its own schema
+                problems.append(f"{where} cannot be used: {type(error).__name__}")
+        return problems
 
     @overload
     def encode_arguments(

@@ -77,7 +77,7 @@ def data_of_model(model: BaseModel) -> dict[str, object]:
 
 
 def data_of_dataclass(value: Any) -> dict[str, object]:
-    """Fields of a dataclass and what else was put on the object; see ``private_of`` for what is not meant to be seen."""
+    """Fields of a dataclass and what else was put on the object, but for what ``private_of`` tells."""
     names = [each.name for each in dataclasses.fields(value)]
     data = {name: getattr(value, name) for name in names if hasattr(value, name)}
     for name, each in getattr(value, "__dict__", {}).items():
