@@ -289,6 +289,7 @@ class Advancer:
                     memory=self._memory,
                     max_payload_bytes=self._settings.max_payload_bytes,
                     bounds=self._settings.bounds,
+                    has_begun=head.consumed_seq > 0,
                 )
             entry.head = head
             if log is None:

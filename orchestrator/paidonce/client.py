@@ -22,10 +22,13 @@ from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
 from paidonce.submission import new_run
+from paidonce.values import Codec, codec_for, natural_json
+from paidonce.values.kept import accept_kept
 from paidonce_models.database import Database
 from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import (
     BrokerUnreachable,
+    InvalidInput,
     ResultTimeout,
     RunBlocked,
     RunCancelled,
@@ -37,6 +40,7 @@ from paidonce_models.payloads import split
 from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
+from paidonce_models.store.blocked_steps import find_blocked_step, read_kept
 from paidonce_models.store.cancel_run import cancel_run
 from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.queries import RunView, StepView, list_runs, read_run, read_state, read_steps, resolve_run
@@ -48,6 +52,8 @@ log = logging.getLogger(__name__)
 
 UNRESOLVED: Final = object()
 """No result was given; ``None`` is one."""
+KEPT: Final = object()
+"""Stands for the result that was kept of a blocked step."""
 FIRST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.5
 
@@ -90,6 +96,13 @@ class RunHandle:
         the step is not unknown, ``NotFound`` if there is none.
         """
         self._client.resolve(self.id, step, result=result)
+
+    def resolve_kept(self, step: int) -> None:
+        """Say that what was kept of a ``blocked`` step is its result, as JSON if not as the objects that it was.
+
+        Raises ``InvalidInput`` where nothing is kept as data, or today's type does not take it.
+        """
+        self._client.resolve(self.id, step, result=KEPT)
 
     def resolve_failed(self, step: int, message: str | None = None) -> None:
         """Say that an ``unknown`` step did not do its work; its agent gets ``StepFailed``. Raises as above."""
@@ -151,7 +164,7 @@ class RunHandle:
             data = run.result if run.result is not None else b"null"
             if self._agent is not None:
                 return self._agent.result_codec.decode(data, f"result of run {self.id}")
-            return decode_json(data)
+            return natural_json(decode_json(data))
         error = run.error or {}
         described = f"{error.get('type', 'Error')}: {error.get('message', '')}"
         kind = {RunState.CANCELLED: RunCancelled, RunState.BLOCKED: RunBlocked}.get(run.state, RunFailed)
@@ -272,7 +285,10 @@ class Client:
         self._publish(self.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=grace)))
 
     def resolve(self, run_id: str, step: int, *, result: Any = UNRESOLVED, failed: str | None = None) -> None:
-        """Say what came of an ``unknown`` step; neither ``result`` nor ``failed``: try it again. See ``RunHandle``."""
+        """Say what came of an ``unknown`` or ``blocked`` step; neither ``result`` nor ``failed``: try it again.
+
+        See ``RunHandle``.
+        """
         self._publish(
             [self.database.transact(lambda connection: self._resolve(connection, run_id, step, result, failed))]
         )
@@ -286,9 +302,24 @@ class Client:
         name = next((each.name for each in read_steps(connection, run_id) if each.step == step), "")
         declaration = self._registry.step(name)
         codec = None if declaration is None else declaration.result_codec
-        encoded = encode_json(result, where) if codec is None else codec.accept(result, where)
+        if result is KEPT:
+            encoded = self._kept(connection, run_id, step, codec or codec_for(object), where)
+        else:
+            encoded = encode_json(result, where) if codec is None else codec.accept(result, where)
         split_result = split(encoded, limit_bytes=self.settings.max_payload_bytes)
         return resolve_as_succeeded(connection, run_id=run_id, position=step, result=split_result)
+
+    def _kept(self, connection: Connection, run_id: str, step: int, codec: Codec, where: str) -> bytes:
+        blocked = find_blocked_step(connection, run_id=run_id, position=step)
+        data = None if blocked is None else read_kept(connection, blocked)
+        if blocked is None or data is None:
+            raise InvalidInput(f"nothing is kept of step {step} of run {run_id}; say what it returned")
+        if blocked.text_only:
+            raise InvalidInput(
+                f"step {step} of run {run_id}: of {', '.join(blocked.text_only)} only a text for people could be kept, "
+                f"which is no result; see it with `paidonce show {run_id} --step {step}` and say what it was"
+            )
+        return accept_kept(data, codec, where, is_same_code=False, by_hand=True)
 
     def _publish(self, messages: list[Message]) -> None:
         try:

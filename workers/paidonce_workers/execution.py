@@ -23,6 +23,7 @@ from paidonce.taking_on import TakeOn
 from paidonce.usage import CallRecorder
 from paidonce_models.budgets import Unit
 from paidonce_models.database import Database
+from paidonce_models.errors import PayloadTooLarge
 from paidonce_models.log_texts import shown_id
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import split
@@ -37,6 +38,7 @@ from paidonce_models.store.suspicion import Suspect, is_suspect
 from paidonce_models.store.sweeping import take_back
 from paidonce_models.usage import CallRecord
 from paidonce_workers.attempt import Attempt, key_of
+from paidonce_workers.blocked_attempts import AttemptBlocked, result_without_room
 from paidonce_workers.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
 from paidonce_workers.breakers import SUCCESS
 from paidonce_workers.declared_body import run_declared
@@ -323,7 +325,31 @@ class Executor:
             self._circuits.breakers.count_call(policy.target, policy.policy.retry_budget)
         try:
             result_json = self._run_body(attempt)
-            result = split(result_json, memory=self._memory, limit_bytes=self._settings.max_payload_bytes)
+            try:
+                result = split(result_json, memory=self._memory, limit_bytes=self._settings.max_payload_bytes)
+            except PayloadTooLarge as error:
+                raise result_without_room(declaration, claim, result_json, error) from error
+        except AttemptBlocked as stopped:
+            blocked = stopped.blocked
+            if blocked.form is not None:
+                gate.report(policy.circuit, SUCCESS)
+            log.error(
+                "step %d of run %s is blocked (%s); `paidonce show %s` says why",
+                claim.position,
+                claim.run_id,
+                blocked.reason,
+                claim.run_id,
+                extra={"event": "step_blocked", "run_id": claim.run_id, "step": claim.position},
+            )
+            return Completion(
+                claim=claim,
+                worker=self._settings.worker,
+                outcome=AttemptOutcome.BLOCKED,
+                error=blocked.error,
+                blocking=blocked.blocking(self._memory),
+                calls=attempt.take_calls(self._circuits),
+                refused_calls=attempt.circuits.refused_calls,
+            )
         except BodyTimedOut as error:
             if declaration.delivery == "at_most_once":
                 self._leave_unknown(claim, error, attempt.take_calls(self._circuits))
@@ -448,7 +474,7 @@ class Executor:
             self._soon.retry_step(claim, completion.retry_after_us / 1e6)
             return
         if not completion.is_final:
-            return  # parked: the sweeper lets it go
+            return  # parked: the sweeper lets it go; blocked: other code, or a person
         turn = current_turn.get()
         if turn is not None and result.claim is not None:
             turn.keep_claim(result.claim)

@@ -12,6 +12,7 @@ from typing import Any
 from celery import signals
 
 from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
+from paidonce.declaration_checks import refuse_unfit
 from paidonce.module_loading import load_modules
 from paidonce.policies import policies_from_settings
 from paidonce.policies.checking import idle_targets, refuse_misfits
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     """A worker's app with every step of the registry as a task. Raises ``PaidonceError`` saying what to mend."""
+    refuse_unfit(registry)
     book = policies_from_settings(settings)
     refuse_misfits(book, list(registry.steps))
     make_private_folder(settings.home, is_ours=True)

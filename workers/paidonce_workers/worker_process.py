@@ -31,6 +31,7 @@ from paidonce_models.store.leases import LeaseKey, defer_step, hand_back
 from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.runs_head import read_head
 from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_stopped
+from paidonce_workers.blocked_steps import BlockedSteps
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange
 from paidonce_workers.capture import Installation, install
 from paidonce_workers.death_watch import DeathWatch
@@ -160,6 +161,7 @@ class WorkerProcess:
         self._sweeper: Sweeper | None = None
         self._witness = Witness(database=self.database, namespace=settings.namespace, worker=worker)
         self._death_watch: DeathWatch | None = None
+        self._blocked_steps: BlockedSteps | None = None
 
     def _isolation_hosts(self, machinery: Machinery) -> IsolationHosts:
         return IsolationHosts(
@@ -234,6 +236,14 @@ class WorkerProcess:
         )
         self._sweeper.start()
         self._death_watch.start()
+        self._blocked_steps = BlockedSteps(
+            database=self.database,
+            publisher=self.publisher,
+            registry=self.registry,
+            namespace=self.settings.namespace,
+            max_payload_bytes=self.settings.max_payload_bytes,
+        )
+        self._blocked_steps.start()
 
     def take_part(self, queues: Sequence[str]) -> None:
         """Register and begin to sweep. While the store is away that is put off; the consumer does not wait for it."""
@@ -289,6 +299,8 @@ class WorkerProcess:
         self.patience.stop()
         if self._death_watch is not None:
             self._death_watch.stop()
+        if self._blocked_steps is not None:
+            self._blocked_steps.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._heartbeat is not None:

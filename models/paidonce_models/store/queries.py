@@ -62,7 +62,7 @@ class StepView:
     child_run_id: str | None
     waits_for: str | None = None
     """Of a held step which budget has no room for it, of a parked one which circuit is open,
-    of an unknown one what a person has to say."""
+    of an unknown one what a person has to say, of a blocked one what sets it going."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,11 @@ _STEPS = text(
     "s.child_run_id, a.worker FROM steps s LEFT JOIN attempts a ON a.run_id = s.run_id AND a.position = s.position "
     "AND a.number = s.attempt WHERE s.run_id = :run_id ORDER BY s.position"
 )
-_STEP_PAYLOADS = text("SELECT namespace, args_id, result_id FROM steps WHERE run_id = :run_id AND position = :position")
+_STEP_PAYLOADS = text(
+    "SELECT namespace, args_id, coalesce(result_id, CASE WHEN state = 'blocked' THEN (SELECT kept_id "
+    "FROM blocked_steps b WHERE b.run_id = steps.run_id AND b.position = steps.position "
+    "AND b.attempt = steps.attempt) END) AS result_id FROM steps WHERE run_id = :run_id AND position = :position"
+)
 _ATTEMPTS = text("SELECT * FROM attempts WHERE run_id = :run_id AND position = :position ORDER BY number")
 
 
@@ -188,6 +192,11 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
                 "nobody knows whether it has acted; find out, and say so with "
                 f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--failed` or `--retry`"
             )
+        elif row.state == "blocked":
+            waits[row.position] = (
+                "it goes on with a worker whose code fits, without being paid again, or with "
+                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--kept`, `--failed` or `--retry`"
+            )
     return [
         StepView(
             step=row.position,
@@ -208,7 +217,10 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
 
 
 def read_step_payloads(connection: Connection, run_id: str, position: int) -> tuple[bytes, bytes | None]:
-    """The JSON of a step's arguments and of its result, if it has one. Raises ``NotFound``."""
+    """The JSON of a step's arguments and of its result, or of what is kept of one that is blocked, if there is one.
+
+    Raises ``NotFound``.
+    """
     row = connection.execute(_STEP_PAYLOADS, {"run_id": run_id, "position": position}).first()
     if row is None:
         raise NotFound(f"run {run_id} has no step {position}; `paidonce show {run_id}` lists its steps")

@@ -39,8 +39,8 @@ class Step(SQLModel, table=True):
         Index(
             "ix_steps_standing",
             "run_id",
-            sqlite_where=text("state IN ('held', 'parked')"),
-            postgresql_where=text("state IN ('held', 'parked')"),
+            sqlite_where=text("state IN ('held', 'parked', 'blocked')"),
+            postgresql_where=text("state IN ('held', 'parked', 'blocked')"),
         ),
     )
 

@@ -135,7 +135,7 @@ def _print_step(
             "state": step.state,
             "waits for": step.waits_for,
             "arguments": _shown(arguments),
-            "result": _shown(result),
+            ("kept" if step.state == "blocked" else "result"): _shown(result),
             "error": _error_text(step.error),
             "child run": step.child_run_id,
         }
