@@ -10,6 +10,7 @@ import pytest
 from paidonce.registry import default_registry
 
 pytest_plugins = [
+    "tests.services.certificates",
     "tests.services.databases",
     "tests.services.disks",
     "tests.services.leaks",
@@ -17,6 +18,7 @@ pytest_plugins = [
     "tests.services.pgbouncer",  # imports the one above, whose asserts are rewritten first
     "tests.services.rabbitmq",
     "tests.services.valkey",
+    "tests.services.secured",  # imports the one above
 ]
 
 SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server"}

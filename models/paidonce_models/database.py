@@ -6,7 +6,7 @@ code may run between the opening and the end of a transaction.
 SQLite: every write begins with ``BEGIN IMMEDIATE`` (a deferred transaction that
 reads and then writes fails with SQLITE_BUSY_SNAPSHOT whatever the time-out) and
 waits in one queue per process in which heartbeats go first. PostgreSQL sessions
-carry time-outs, so that a frozen process cannot hold a lock for long.
+carry time-outs, so that a frozen process cannot hold a lock for long (``sessions``).
 
 ``paidonce_now()`` is the store's clock in microseconds on both engines: a SQL
 function on PostgreSQL, registered per connection on SQLite.
@@ -35,6 +35,7 @@ from paidonce_models.forks import before_fork, in_child, leave_to_parent
 from paidonce_models.log_texts import loggable
 from paidonce_models.masking import mask
 from paidonce_models.private_files import create_private_file, tighten
+from paidonce_models.sessions import SCHEMA_RULE, Pooler, Sessions, is_schema_name
 from paidonce_models.sqlite_forks import GatedPool, close_for_fork, the_gate, watch_connections
 from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
@@ -70,9 +71,15 @@ class Database:
         url: str,
         *,
         pool_size: int = 8,
+        schema: str | None = None,
+        pooler: str = Pooler.AUTO,
         clock_us: Callable[[], int] | None = None,
     ) -> None:
-        """``clock_us`` replaces the store's clock (tests only); ``None`` is the store's own."""
+        """``schema`` is where the tables lie on PostgreSQL; ``None`` leaves that to the address and the server.
+
+        ``pooler`` says what stands before the server, unless it is to be found out. ``clock_us`` replaces the store's
+        clock (tests only); ``None`` is the store's own.
+        """
         try:
             parsed = make_url(url)
         except sqlalchemy.exc.ArgumentError as error:
@@ -87,6 +94,15 @@ class Database:
             raise ConfigurationError(f"PAIDONCE_DATABASE_URL names {self.dialect!r}; expected sqlite or postgresql")
         self.url = parsed
         self.is_sqlite = self.dialect == "sqlite"
+        if self.is_sqlite and schema is not None:
+            raise ConfigurationError(
+                f"PAIDONCE_SCHEMA is {schema}, but the store is SQLite, which has no schemas; unset it, or give each "
+                "installation a file of its own"
+            )
+        if schema is not None and not is_schema_name(schema):
+            raise ConfigurationError(f"PAIDONCE_SCHEMA: {schema!r} is no {SCHEMA_RULE}; give it another name")
+        self.schema = schema
+        self._sessions = None if self.is_sqlite else Sessions(parsed, schema=schema, pooler=Pooler(pooler))
         self._clock_us = clock_us
         self._pool_size = pool_size
         self._fork_is_clean = True
@@ -230,20 +246,11 @@ class Database:
             max_overflow=0,
             pool_timeout=60,
             pool_recycle=1800,
-            connect_args={
-                "connect_timeout": 5,
-                "keepalives": 1,
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                # A statement prepared while a table is nearly empty keeps its sequential scan until the next ANALYZE:
-                # in a new store that read 290 rows per step instead of 19. A forced scan looks dear, hence no JIT.
-                "options": "-c idle_in_transaction_session_timeout=8000 -c lock_timeout=6000"
-                " -c statement_timeout=60000 -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c jit=off",
-                "prepare_threshold": 3,
-            },
+            connect_args=Sessions.connect_arguments(self.url),
         )
         keep_values_out(engine)
+        if self._sessions is not None:
+            self._sessions.look_after(engine)
         opened = self._opened
 
         @event.listens_for(engine, "connect")
@@ -269,7 +276,7 @@ class Database:
         """A connection for reading; on PostgreSQL each statement sees what is committed when it begins."""
         with self.translating():
             if self._autocommit is not None:
-                with self._autocommit.connect() as connection:
+                with self._autocommit.connect() as connection, connection.begin():
                     yield connection
                 return
             with self.engine.connect() as connection, connection.begin():
@@ -326,7 +333,8 @@ class Database:
             with self.write() as connection:
                 yield connection
             return
-        with self._autocommit.connect() as connection:
+        # Behind a pooler this is a transaction, else the driver has nothing to commit and says nothing.
+        with self._autocommit.connect() as connection, connection.begin():
             yield connection
 
     def transact(self, work: Callable[[Connection], T], *, urgent: bool = False, single: bool = False) -> T:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from celery import Celery
+from typing import Any
 
-from paidonce_models.errors import BrokerUnreachable
+from celery import Celery
+from kombu import Connection
+from redis.exceptions import NoPermissionError
+
+from paidonce.broker_urls import speaks_redis
+from paidonce_models.errors import BrokerUnreachable, ConfigurationError
 from paidonce_models.log_texts import loggable
 from paidonce_models.masking import mask
 
@@ -12,11 +17,15 @@ SECONDS = 10
 
 
 def check_connection(app: Celery) -> str:
-    """Connect once and let go again; returns the broker's URL without a password. Raises ``BrokerUnreachable``."""
+    """Connect once and let go again; returns the broker's URL without a password. Raises ``BrokerUnreachable``.
+
+    Raises ``ConfigurationError`` where it can be reached and will not do.
+    """
     shown = mask(str(app.conf.broker_url))
     with app.connection_for_write() as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=SECONDS)
+            is_cluster = speaks_redis(str(app.conf.broker_url)) and _is_cluster(connection)
             connection.default_channel.close()
         except Exception as error:
             # Not only what kombu calls a connection error: wrong credentials, another protocol on that port.
@@ -24,4 +33,18 @@ def check_connection(app: Celery) -> str:
                 f"the broker at {shown} cannot be reached: {type(error).__name__}: {loggable(error, 300)}; check "
                 "PAIDONCE_BROKER_URL and that the server runs. Submitted runs are stored and go on when it is back"
             ) from error
+    if is_cluster:
+        raise ConfigurationError(
+            f"PAIDONCE_BROKER_URL: the server at {shown} belongs to a Redis Cluster, which cannot be a broker: Celery "
+            "uses several keys at once, and a cluster keeps each on a server of its own; give Paidonce a Redis or "
+            "Valkey without cluster mode, sentinels (sentinel://), or RabbitMQ"
+        )
     return shown
+
+
+def _is_cluster(connection: Connection) -> bool:
+    client: Any = connection.default_channel.client  # type: ignore[attr-defined]  # Redis's channels have one
+    try:
+        return bool(client.info("cluster").get("cluster_enabled"))
+    except NoPermissionError:
+        return False  # then it says so with the first message

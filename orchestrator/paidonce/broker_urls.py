@@ -7,8 +7,9 @@ everything in Paidonce keeps kombu's spelling and ``redis_client_url`` translate
 
 from __future__ import annotations
 
+from paidonce.broker_addresses import REDIS_SCHEMES
 from paidonce.embedded import ensure_embedded_valkey
-from paidonce.settings import REDIS_SCHEMES, Settings
+from paidonce.settings import Settings
 
 
 def broker_url(settings: Settings) -> str:

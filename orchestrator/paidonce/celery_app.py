@@ -19,6 +19,7 @@ from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue, pools
 from kombu.clocks import LamportClock
 
+from paidonce.broker_addresses import AMQP_SCHEMES, read_address
 from paidonce.broker_urls import broker_url, speaks_redis
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
@@ -110,7 +111,7 @@ def queue_for(name: str, *, amqp: bool) -> Queue:
 
 def speaks_amqp(url: str) -> bool:
     """Whether the broker is RabbitMQ."""
-    return url.partition("://")[0] in {"amqp", "amqps", "pyamqp"}
+    return url.partition("://")[0] in AMQP_SCHEMES
 
 
 def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connections: int = 16) -> PaidonceCelery:
@@ -121,7 +122,8 @@ def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connecti
     """
     url = broker_url(settings)
     amqp = speaks_amqp(url)
-    app = PaidonceCelery("paidonce", broker=url, set_as_current=False)
+    address = read_address(url)
+    app = PaidonceCelery("paidonce", broker=address.url, set_as_current=False)
     names = [full_queue_name(name) for name in queues] or [DEFAULT_QUEUE]
     if SUBMIT_QUEUE not in names:
         names.append(SUBMIT_QUEUE)
@@ -158,7 +160,11 @@ def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connecti
         worker_send_task_events=False,
         task_send_sent_event=False,
         worker_enable_remote_control=True,
-        broker_transport_options=_transport_options(url, connections, largest_submission_bytes(settings)),
+        broker_use_ssl=address.kombu_ssl,
+        broker_transport_options={
+            **_transport_options(url, connections, largest_submission_bytes(settings)),
+            **address.transport_options,
+        },
         broker_heartbeat=30 if amqp else 0,
         event_queue_expires=60.0,
     )

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from paidonce.celery_app import build_celery_app
 from paidonce.declarations import AgentDeclaration
+from paidonce.opening import open_store
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
@@ -213,7 +214,7 @@ class Client:
 
     def _open(self) -> Database:
         make_private_folder(self.settings.home, is_ours=True)
-        database = Database(self.settings.database_url, pool_size=self.settings.database_pool_size)
+        database = open_store(self.settings, pool_size=self.settings.database_pool_size)
         try:
             ensure_schema(database)
         except BaseException:

@@ -388,8 +388,35 @@ def _as_text(name: bytes | str) -> str:
     return name if isinstance(name, str) else name.decode(errors="replace")
 
 
-OURS = {redis.Transport: Transport, pyamqp.Transport: AmqpTransport}
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """Such a channel to whichever server the sentinels call the master."""
+
+    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]  # as above
+        *redis.SentinelChannel.from_transport_options,
+        "max_message_bytes",
+    )
+
+
+class SentinelTransport(Transport):
+    """kombu's transport over sentinels with our channel."""
+
+    default_port: int | None = redis.SentinelTransport.default_port  # type: ignore[assignment]  # kombu's is None
+    Channel = SentinelChannel
+
+
+OURS = {
+    redis.Transport: Transport,
+    redis.SentinelTransport: SentinelTransport,
+    pyamqp.Transport: AmqpTransport,
+    pyamqp.SSLTransport: AmqpTransport,
+}
 """kombu's transports, and what we put in their places."""
+SCHEMES = (
+    (AmqpTransport, "amqp", "amqps"),
+    (SentinelTransport, "sentinel", "sentinels"),
+    (Transport, "redis", "rediss"),
+)
+"""How people write the addresses of ours, without TLS and with it."""
 
 
 class PaidonceConnection(Connection):
@@ -412,7 +439,9 @@ class PaidonceConnection(Connection):
     def as_uri(self, *args: Any, **options: Any) -> str:
         """For people and logs. kombu writes a transport's class where it was given one."""
         shown = str(super().as_uri(*args, **options))
-        return shown.replace(f"{AmqpTransport}://", "amqps://" if self.ssl else "amqp://")
+        for ours, plain, encrypted in SCHEMES:
+            shown = shown.replace(f"{ours}://", f"{encrypted if self.ssl else plain}://")
+        return shown
 
 
 class PaidonceAMQP(AMQP):

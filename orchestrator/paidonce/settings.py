@@ -20,6 +20,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from paidonce.broker_addresses import AMQP_SCHEMES, REDIS_SCHEMES, with_usual_scheme
 from paidonce.provider_hosts import parse_provider_hosts
 from paidonce.server_urls import check_broker_url, check_store_url
 from paidonce.setting_sources import (
@@ -29,15 +30,15 @@ from paidonce.setting_sources import (
     refuse_large_dotenv,
     warn_of_unknown_names,
 )
+from paidonce.store_settings import StoreSettings
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.masking import MASK, mask, mask_names
 from paidonce_models.money import nanousd_from_usd
 from paidonce_models.visible_text import visible
 
-BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "memory")
+BROKER_SCHEMES = (*AMQP_SCHEMES, *REDIS_SCHEMES, "memory")
 _ADDRESSES = ("database_url", "broker_url", "redis_url")
-REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 _MEBIBYTE = 1024 * 1024
 _LARGEST_COUNT = 10**9
 _SHOWN_CHARACTERS = 300
@@ -45,7 +46,7 @@ _LONGEST_SECONDS = 3650 * 86_400.0
 """Ten years, as for the durations of policies: what is longer is a mistake of units."""
 
 
-class Settings(BaseSettings):
+class Settings(StoreSettings):
     """All settings, frozen. Use ``load_settings``, which turns a bad value into a ``ConfigurationError``."""
 
     model_config = SettingsConfigDict(
@@ -281,8 +282,7 @@ class Settings(BaseSettings):
         if url == "":
             return url
         if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-            check_store_url(f"postgresql+psycopg://{rest}")
-            return f"postgresql+psycopg://{rest}"
+            return check_store_url(f"postgresql+psycopg://{rest}")
         if separator and scheme == "sqlite":
             return f"sqlite:///{_sqlite_file(rest)}"
         raise ValueError("a sqlite:///FILE or postgresql://USER@HOST/DATABASE URL")
@@ -292,9 +292,8 @@ class Settings(BaseSettings):
     def _known_broker(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme == "unix":
-            return f"redis+socket://{rest}"
+        url = with_usual_scheme(url)
+        scheme, separator, _ = url.partition("://")
         if separator and scheme in BROKER_SCHEMES:
             check_broker_url(url, redis=scheme in REDIS_SCHEMES)
             return url
@@ -305,9 +304,8 @@ class Settings(BaseSettings):
     def _known_redis(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme == "unix":
-            return f"redis+socket://{rest}"
+        url = with_usual_scheme(url)
+        scheme, separator, _ = url.partition("://")
         if separator and scheme in REDIS_SCHEMES:
             check_broker_url(url, redis=True)
             return url
@@ -317,6 +315,11 @@ class Settings(BaseSettings):
     def _agree_with_each_other(self) -> Self:
         if self.database_url == "":
             object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'paidonce.db'}")
+        if self.schema is not None and self.database_url.startswith("sqlite:"):
+            raise ValueError(
+                f"a postgresql:// store, but PAIDONCE_SCHEMA is {self.schema} and PAIDONCE_DATABASE_URL names SQLite, "
+                "which has no schemas"
+            )
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError(
                 f"a lease of at least two heartbeats, but PAIDONCE_LEASE_SECONDS is {self.lease_seconds:g} "
@@ -339,6 +342,7 @@ def describe_settings() -> tuple[SettingDescription, ...]:
     spoken_defaults = {
         "database_url": "sqlite:///PAIDONCE_HOME/paidonce.db",
         "broker_url": "the embedded Valkey",
+        "schema": "the first of the search path",
         "redis_url": "the broker where it speaks Redis",
         "agents": "none",
         "provider_hosts": "none",

@@ -29,7 +29,7 @@ def test_an_empty_postgresql_store_is_not_changed_without_being_asked(project: P
 def test_a_schema_from_the_future_is_left_alone(project: Project) -> None:
     project.paidonce("db", "upgrade")
     with project.client().database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
+        connection.exec_driver_sql("UPDATE paidonce_version SET version_num = '0999'")
     done = project.paidonce("db", "upgrade", "--json")
     assert (done.code, done.error["code"]) == (3, "schema_mismatch")
     assert "install the version that made it" in done.error["message"]

@@ -120,7 +120,7 @@ def test_a_worker_does_not_start_without_its_servers(project: Project, setting: 
 def test_a_worker_does_not_start_on_another_schema(project: Project) -> None:
     project.paidonce("db", "upgrade")
     with project.client().database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
+        connection.exec_driver_sql("UPDATE paidonce_version SET version_num = '0999'")
     done = project.paidonce("worker", "agents", "--json")
     assert (done.code, done.error["code"]) == (3, "schema_mismatch")
     assert "0999" in done.error["message"] and "paidonce db upgrade" in done.error["message"]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, text
-from sqlmodel import SQLModel
 
 from paidonce_models.budgets import Maxima, Unit
 from paidonce_models.database import Database
@@ -24,6 +23,7 @@ from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.messages import Message
 from paidonce_models.store.runs_head import RunHead, read_head
 from paidonce_models.store.submission import NewRun, Submitted, submit_run
+from paidonce_models.tables import METADATA
 from paidonce_models.usage import CallKind, CallRecord, UsageSource
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Store:
         self.maxima.clear()
         self.guesses = dict.fromkeys(Unit, 1)
         with self.database.write() as connection:
-            for table in SQLModel.metadata.tables.values():
+            for table in METADATA.tables.values():
                 connection.execute(delete(table))
 
     def transact(self, work: Callable[..., T], *args: Any, **options: Any) -> T:

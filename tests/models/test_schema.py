@@ -6,18 +6,19 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
-from sqlmodel import SQLModel
 
-import paidonce_models.tables  # noqa: F401  the tables register themselves
 from paidonce_models.database import Database
 from paidonce_models.schema import _config, upgrade
+from paidonce_models.tables import METADATA
+from paidonce_models.version_table import VERSION_TABLE
 
 
 def test_the_migrations_make_the_tables_that_the_code_declares(database_url: str) -> None:
     database = Database(database_url)
     upgrade(database)
     with database.read() as connection:
-        found = compare_metadata(MigrationContext.configure(connection), SQLModel.metadata)
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        found = compare_metadata(context, METADATA)
     database.close()
     assert found == []
 

@@ -9,12 +9,13 @@ from itertools import pairwise
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlmodel import SQLModel
 
 from paidonce_models.errors import InvalidInput
 from paidonce_models.instants import moment_of
 from paidonce_models.pricing import PriceRow
 from paidonce_models.store.prices import Addition, Change, add_price_rows, read_price_rows
+from paidonce_models.tables import METADATA
+from paidonce_models.version_table import VERSION_TABLE
 from tests.models.stored_runs import NAMESPACE, START_US, Store
 
 
@@ -127,5 +128,5 @@ def test_two_writers_at_once_leave_no_overlap(store: Store) -> None:
 
 def test_the_migrations_make_the_tables_that_the_code_declares(store: Store) -> None:
     with store.database.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, SQLModel.metadata) == []
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
+        assert compare_metadata(context, METADATA) == []

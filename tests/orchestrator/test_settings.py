@@ -135,7 +135,7 @@ def test_passwords_are_in_no_message_and_no_representation() -> None:
         ("broker_url", "redis://u:hush@h/first", "the number of a Redis database"),
         ("broker_url", "redis://h/0?password=hush", "a URL that kombu can read"),
         ("broker_url", "redis://u:hush@h/0?surprise=1", "'surprise'"),
-        ("broker_url", "sentinel://:hush@h:26379", "one of the schemes"),
+        ("broker_url", "sentinel://:hush@h:26379", "master_name=NAME"),
         ("redis_url", "redis://:hu@hush@h/first", "the number of a Redis database"),
     ],
 )

@@ -27,8 +27,8 @@ def pgbouncer_program() -> str:
 
 
 @contextmanager
-def running_pgbouncer(server_url: str, *, pool_mode: str) -> Iterator[str]:
-    """The URL of the same database through a pooler of this mode."""
+def running_pgbouncer(server_url: str, *, pool_mode: str, ignored: str = "", size: int = 20) -> Iterator[str]:
+    """The URL of the same database through a pooler of this mode, which swallows the ``ignored`` startup parameters."""
     server, port = make_url(server_url), free_port()
     folder = Path(tempfile.mkdtemp(prefix="paidonce-pgbouncer-"))
     user = server_user()
@@ -36,7 +36,8 @@ def running_pgbouncer(server_url: str, *, pool_mode: str) -> Iterator[str]:
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={server.host} port={server.port or 5432}\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
-        f"auth_file = {folder}/users.txt\npool_mode = {pool_mode}\nignore_startup_parameters = options\n"
+        f"auth_file = {folder}/users.txt\npool_mode = {pool_mode}\n"
+        f"ignore_startup_parameters = {ignored}\ndefault_pool_size = {size}\n"
     )
     if user:
         for path in (folder, *folder.iterdir()):
@@ -68,7 +69,9 @@ def running_pgbouncer(server_url: str, *, pool_mode: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def pgbouncer(postgres_database: str) -> Iterator[Callable[[str], str]]:
+def pgbouncer(postgres_database: str) -> Iterator[Callable[..., str]]:
     """``pgbouncer(mode)`` gives the URL of this test's database through a pooler."""
     with ExitStack() as stack:
-        yield lambda mode: stack.enter_context(running_pgbouncer(postgres_database, pool_mode=mode))
+        yield lambda mode, **options: stack.enter_context(
+            running_pgbouncer(postgres_database, pool_mode=mode, **options)
+        )

@@ -21,6 +21,7 @@ from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
 from tests.services.availability import free_port, service_missing
+from tests.services.certificates import Certificates
 from tests.services.waiting import wait_until
 
 LOCAL_SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
@@ -91,6 +92,31 @@ class PostgresCluster:
         """Stop and delete the data."""
         self.stop(immediately=True)
         shutil.rmtree(self.folder)
+
+    def require_passwords(self) -> None:
+        """From now on nobody is let in without one."""
+        self._admit("host")
+
+    def require_tls(self, certificates: Certificates) -> None:
+        """From now on nobody is let in without TLS and a password."""
+        for source, name in ((certificates.certificate, "server.crt"), (certificates.key, "server.key")):
+            shutil.copy(source, self._data / name)
+            (self._data / name).chmod(0o600)
+            if self._user:
+                shutil.chown(self._data / name, self._user)
+        with (self._data / "postgresql.conf").open("a") as configuration:
+            configuration.write("ssl = on\n")
+        self._admit("hostssl")
+
+    def _admit(self, how: str) -> None:
+        (self._data / "pg_hba.conf").write_text(f"{how} all all 127.0.0.1/32 scram-sha-256\n")
+        self.reload()
+
+    def reload(self) -> None:
+        """Have it read its configuration; what it lets in changes a moment later."""
+        plain = self.url().replace("+psycopg", "")
+        os.kill(self.pid, signal.SIGHUP)
+        wait_until(lambda: not _lets_in(plain), "PostgreSQL has read its configuration", START_SECONDS)
 
     @property
     def _data(self) -> Path:
@@ -165,6 +191,14 @@ def private_postgres(postgres_binaries: Path) -> Iterator[PostgresCluster]:
         yield cluster
     finally:
         cluster.remove()
+
+
+def _lets_in(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:

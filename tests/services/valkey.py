@@ -5,9 +5,10 @@ Never a server that was already there: tests flush.
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -24,8 +25,11 @@ DATABASES = 16
 class RedisServer:
     """A Redis or Valkey on a port of its own that keeps its data over restarts, as Paidonce asks of a broker."""
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    def __init__(self, program: Path, folder: Path, *, client: Mapping[str, Any] | None = None, **options: str) -> None:
+        """``options`` are the server's beyond the usual, ``_`` for ``-``; ``client`` is how it is asked then."""
         self._program = program
+        self._options = {name.replace("_", "-"): value for name, value in options.items()}
+        self._client = dict(client or {})
         self._process: subprocess.Popen[bytes] | None = None
         self.folder = folder
         self.port = free_port()
@@ -43,6 +47,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns when it answers and has loaded its data."""
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, *self._arguments()], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(self._is_ready, f"Redis answers on port {self.port}", START_SECONDS)
+
+    def _arguments(self) -> list[str]:
         options = {
             "port": str(self.port),
             "bind": "127.0.0.1",
@@ -52,13 +63,9 @@ class RedisServer:
             "appendfsync": "everysec",
             "maxmemory-policy": "noeviction",
             "save": "",
+            **self._options,
         }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._program, *arguments], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        wait_until(self._is_ready, f"Redis answers on port {self.port}", START_SECONDS)
+        return [part for name, value in options.items() for part in (f"--{name}", *value.split("\n"))]
 
     def stop(self) -> None:
         """End it in order, with everything on disk."""
@@ -92,7 +99,7 @@ class RedisServer:
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"{self._program} ended:\n{(self.folder / 'server.log').read_text()[-2000:]}")
         try:
-            with redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=1) as client:
+            with redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=1, **self._client) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False

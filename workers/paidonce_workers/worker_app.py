@@ -14,12 +14,12 @@ from celery import signals
 from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
 from paidonce.declaration_checks import refuse_unfit
 from paidonce.module_loading import load_modules
+from paidonce.opening import open_store
 from paidonce.policies import policies_from_settings
 from paidonce.policies.checking import idle_targets, refuse_misfits
 from paidonce.policies.targets import Target
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
-from paidonce_models.database import Database
 from paidonce_models.errors import PaidonceError, StoreDenied, StoreUnreachable
 from paidonce_models.masking import mask
 from paidonce_models.private_files import make_private_folder
@@ -73,7 +73,7 @@ def _check_store(settings: Settings) -> None:
 
     Other programs of Celery (``inspect``, ``status``) make this app too and need no store.
     """
-    database = Database(settings.database_url, pool_size=1)
+    database = open_store(settings)
     try:
         ensure_schema(database)
     except StoreDenied:
@@ -90,7 +90,7 @@ def wait_for_store(settings: Settings) -> None:
 
     Raises ``SchemaMismatch``, or ``StoreDenied`` where it does not let us in.
     """
-    database = Database(settings.database_url, pool_size=1)
+    database = open_store(settings)
     try:
         Patience().until_done(lambda: ensure_schema(database), "the start of this worker", unless=StoreDenied)
     finally:

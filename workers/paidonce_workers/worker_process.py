@@ -15,13 +15,13 @@ from typing import Any
 
 from paidonce.advance import Advancer, AdvanceSettings
 from paidonce.celery_app import PaidonceCelery
+from paidonce.opening import open_store
 from paidonce.policies import describe_failure, policies_from_settings
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
-from paidonce_models.database import Database
 from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.queues import full_queue_name
@@ -84,7 +84,7 @@ class WorkerProcess:
         self.registry = registry
         self.worker = worker
         self.patience = Patience()
-        self.database = Database(settings.database_url, pool_size=settings.database_pool_size)
+        self.database = open_store(settings, pool_size=settings.database_pool_size)
         self.publisher = Publisher(app, settings)
         self.held = HeldLeases()
         self.bodies = machinery.bodies
@@ -199,7 +199,7 @@ class WorkerProcess:
     def start_heartbeat(self, registered_as: str) -> None:
         """Renew the leases of this process, on a connection of its own."""
         self._heartbeat = Heartbeat(
-            database=self.database if self.database.is_sqlite else Database(self.settings.database_url, pool_size=1),
+            database=self.database if self.database.is_sqlite else open_store(self.settings),
             held=self.held,
             bodies=self.bodies,
             worker=self.worker,

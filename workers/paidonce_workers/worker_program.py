@@ -24,7 +24,7 @@ from celery.utils.text import str_to_list
 from click.core import ParameterSource
 
 from paidonce.broker_check import check_connection
-from paidonce_models.errors import BrokerUnreachable, PaidonceError
+from paidonce_models.errors import PaidonceError
 from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
 from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
@@ -82,7 +82,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         """
         try:
             check_connection(self.app)
-        except BrokerUnreachable as error:
+        except PaidonceError as error:
             print(f"paidonce: {error.message}", file=sys.stderr)
             sys.exit(error.exit_code)
         super().on_before_init(**options)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlmodel import SQLModel
 
-import paidonce_models.tables  # noqa: F401  the tables register themselves
+from paidonce_models.tables import METADATA
+from paidonce_models.version_table import VERSION_TABLE
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True)
+context.configure(connection=connection, target_metadata=METADATA, version_table=VERSION_TABLE, render_as_batch=True)
 context.run_migrations()

@@ -17,7 +17,7 @@ from paidonce_models.ids import uuid7
 
 _ADVISORY_LOCK: Final = 0x9A1D0CD
 
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), :key))")
 _COLUMNS = "subject, period, unit, source, amount"
 _IN_FORCE = f"SELECT {_COLUMNS} FROM budgets WHERE namespace = :namespace AND replaced_at_us IS NULL"
 _READ = text(f"{_IN_FORCE} ORDER BY {_COLUMNS}")

@@ -24,7 +24,7 @@ from paidonce_models.pricing.rows import PRICE_NAMES, PriceRow
 ANY_PROVIDER: Final = "*"
 _ADVISORY_LOCK: Final = 0x9A1D0CF
 
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), :key))")
 _READ = text(
     "SELECT id, provider, model, valid_from_us, valid_until_us, input_nanousd_per_mtok, cache_read_nanousd_per_mtok, "
     "cache_write_nanousd_per_mtok, output_nanousd_per_mtok, note, created_at_us FROM price_rows "

@@ -25,6 +25,7 @@ from paidonce_models.tables.events import RunEvent
 from paidonce_models.tables.held_steps import HeldStep
 from paidonce_models.tables.payloads import Payload
 from paidonce_models.tables.price_rows import StoredPriceRow
+from paidonce_models.tables.registry import METADATA
 from paidonce_models.tables.rollups import DailyCost, RunCost, RunTotal
 from paidonce_models.tables.runs import Run, RunAlias
 from paidonce_models.tables.slice_marks import SliceMark
@@ -33,6 +34,7 @@ from paidonce_models.tables.witnesses import StoredWitness
 from paidonce_models.tables.workers import Sweep, Worker
 
 __all__ = [
+    "METADATA",
     "Attempt",
     "Avoided",
     "BreakerTransition",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, Text, text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Attempt(SQLModel, table=True):
+class Attempt(Row, table=True):
     """One execution of a step by one worker, with the sums of its recorded calls.
 
     ``outcome`` is NULL while the attempt is under way. The sums cover the calls

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text, text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class StoredBudget(SQLModel, table=True):
+class StoredBudget(Row, table=True):
     """A limit on what a subject's runs may spend in a period; in force while ``replaced_at_us`` is NULL.
 
     Never deleted, and changed once at most: when another amount replaces it or
@@ -39,7 +41,7 @@ class StoredBudget(SQLModel, table=True):
     replaced_at_us: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class BudgetAccount(SQLModel, table=True):
+class BudgetAccount(Row, table=True):
     """One run, UTC day or UTC month (``span``) of a budget: known spend, and what attempts under way have reserved.
 
     ``spent`` is a lower bound where there are ``unpriced_calls``. Where the
@@ -60,7 +62,7 @@ class BudgetAccount(SQLModel, table=True):
     opened_at_us: int = Field(sa_type=BigInteger)
 
 
-class StoredReservation(SQLModel, table=True):
+class StoredReservation(Row, table=True):
     """What an attempt has reserved with an account (``amount``) and what of it is left (``remaining``).
 
     ``spent`` is what the attempt has really spent there so far. ``sample`` is 1 for one row of each unit of an

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text, text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Call(SQLModel, table=True):
+class Call(Row, table=True):
     """One provider request or paid tool call; never changed once written.
 
     Carries agent and tags itself and has no foreign key to ``runs``: money
@@ -69,7 +71,7 @@ class Call(SQLModel, table=True):
     rolled_up: int = Field(default=0, sa_type=SmallInteger)
 
 
-class Avoided(SQLModel, table=True):
+class Avoided(Row, table=True):
     """What one recovery did not repeat: the run's finished steps, at their recorded cost.
 
     One row for each lost attempt that made a run recover; never added to spend.

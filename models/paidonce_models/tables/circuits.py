@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class ParkedStep(SQLModel, table=True):
+class ParkedStep(Row, table=True):
     """A step that is ``parked``, the circuit it waits for, and when it is tried again whatever anybody remembers.
 
     ``since_us`` is when it was parked first, ``parked_at_us`` when it was last, ``deadline_at_us`` when its agent is
@@ -28,7 +30,7 @@ class ParkedStep(SQLModel, table=True):
     deadline_at_us: int = Field(sa_type=BigInteger)
 
 
-class BreakerTransition(SQLModel, table=True):
+class BreakerTransition(Row, table=True):
     """One change of a circuit, written by the process that made it. Rows are never changed."""
 
     __tablename__ = "breaker_transitions"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class RunEvent(SQLModel, table=True):
+class RunEvent(Row, table=True):
     """One input of a run: its start, a step's outcome, a timer, a cancellation.
 
     ``seq`` is allocated from ``runs.last_seq`` under the run's row lock, never

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class HeldStep(SQLModel, table=True):
+class HeldStep(Row, table=True):
     """A step that is ``held``, the account without room for it, and what its attempt wanted to reserve there.
 
     The step's own state decides: a row whose step is no longer held means nothing, and the sweeper deletes it.

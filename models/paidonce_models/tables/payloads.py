@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, LargeBinary, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Payload(SQLModel, table=True):
+class Payload(Row, table=True):
     """A value or a part of one; ``id`` is a hash of codec and bytes, ``size`` the bytes before compression."""
 
     __tablename__ = "payloads"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Text, UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class StoredPriceRow(SQLModel, table=True):
+class StoredPriceRow(Row, table=True):
     """One model's own prices in ``[valid_from_us, valid_until_us)``, nano-dollars per million tokens.
 
     Never deleted, and changed once at most: ``valid_until_us`` goes from NULL

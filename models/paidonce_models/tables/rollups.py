@@ -9,10 +9,12 @@ empty text here, because it is part of a key; money and tokens that are unknown 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class _Sums(SQLModel):
+class _Sums(Row):
     """What each table adds up."""
 
     calls: int = Field(sa_type=BigInteger)

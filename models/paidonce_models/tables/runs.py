@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text, UniqueConstraint, text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Run(SQLModel, table=True):
+class Run(Row, table=True):
     """One execution of an agent.
 
     ``last_seq`` numbers the newest event of the run's log, ``consumed_seq`` the
@@ -75,7 +77,7 @@ class Run(SQLModel, table=True):
     finished_at_us: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class RunAlias(SQLModel, table=True):
+class RunAlias(Row, table=True):
     """Another name of a run, such as the id of the Celery task that submitted it."""
 
     __tablename__ = "run_aliases"

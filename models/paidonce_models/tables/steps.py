@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text, text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Step(SQLModel, table=True):
+class Step(Row, table=True):
     """A step of a run, numbered from 1 in the order in which the agent asked for it.
 
     ``created_seq`` is the event of the run's log whose consumption led to it.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class StoredWitness(SQLModel, table=True):
+class StoredWitness(Row, table=True):
     """A process and where its sign of life is kept: see ``paidonce_models.liveness``.
 
     ``worker`` is the owner of its leases. ``place`` names the host, its boot and its PID namespace: whoever shares it

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, SmallInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class Worker(SQLModel, table=True):
+class Worker(Row, table=True):
     """A worker process group and what it holds: ``holdings`` is JSON ``{"agents": [...], "steps": [...]}``."""
 
     __tablename__ = "workers"
@@ -24,7 +26,7 @@ class Worker(SQLModel, table=True):
     stopped_at_us: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class Sweep(SQLModel, table=True):
+class Sweep(Row, table=True):
     """The lease of the sweeper that leads a shard."""
 
     __tablename__ = "sweeps"

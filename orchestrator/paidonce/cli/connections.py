@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from paidonce.broker_check import check_connection
 from paidonce.celery_app import build_celery_app
 from paidonce.client import Client
+from paidonce.opening import open_store
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
 from paidonce_models.errors import ConfigurationError
@@ -25,7 +26,7 @@ def open_client(settings: Settings | None = None) -> Client:
 def open_database(settings: Settings) -> Database:
     """The store as it is, its schema unchecked; for the commands that look after the schema."""
     make_home(settings)
-    return Database(settings.database_url, pool_size=2)
+    return open_store(settings, pool_size=2)
 
 
 def make_home(settings: Settings) -> None:

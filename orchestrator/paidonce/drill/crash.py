@@ -22,8 +22,8 @@ from paidonce.drill import agents
 from paidonce.drill.evidence import Evidence, Kill, gather_evidence, process_of
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
+from paidonce.opening import open_store
 from paidonce.settings import Settings, load_settings
-from paidonce_models.database import Database
 from paidonce_models.errors import ConfigurationError, StoreError
 from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import upgrade
@@ -115,7 +115,7 @@ def run_crash_drill(drill: CrashDrill, say: Callable[[str], None], folder: Path 
 
 def _prepare_store(settings: Settings) -> None:
     make_private_folder(settings.home, is_ours=True)
-    database = Database(settings.database_url, pool_size=1)
+    database = open_store(settings)
     try:
         upgrade(database)
         with database.read() as connection:

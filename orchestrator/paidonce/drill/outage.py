@@ -21,9 +21,9 @@ from paidonce.client import Client, RunHandle
 from paidonce.drill import outage_agents
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
+from paidonce.opening import open_store
 from paidonce.policies import BreakerPolicy
 from paidonce.settings import load_settings
-from paidonce_models.database import Database
 from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import upgrade
 
@@ -109,7 +109,7 @@ def run_side(drill: OutageDrill, *, has_breaker: bool, say: Callable[[str], None
         given |= {} if drill.broker_url is None else {"broker_url": drill.broker_url}
         settings = load_settings(**given)
         make_private_folder(settings.home, is_ours=True)
-        database = Database(settings.database_url, pool_size=1)
+        database = open_store(settings)
         upgrade(database)
         database.close()
         server = CountingServerProcess(folder)

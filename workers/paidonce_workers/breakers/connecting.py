@@ -6,6 +6,9 @@ time-outs. What the address itself says about any of these is overruled, because
 an address is often shared with the broker, which may wait much longer.
 """
 
+# mypy: allow-untyped-calls
+# because redis-py's sentinels are typed in part only.
+
 from __future__ import annotations
 
 # Python imports it when a host is first looked up. A child forked at that moment would wait for ever for the import
@@ -15,9 +18,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, parse_url
+from redis.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from paidonce.broker_addresses import Address, Sentinels, read_address
 from paidonce.broker_urls import redis_client_url
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.log_texts import loggable
@@ -39,23 +44,27 @@ OVERRULED: Final = frozenset(
 def connection_maker(url: str, setting: str) -> Callable[[], AbstractConnection]:
     """A function that makes connections to ``url``, not connected yet.
 
-    Raises ``ConfigurationError`` that names ``setting`` if the address cannot be read.
+    Behind sentinels it asks them for the master first, each time: it may be another one by now, and then raises
+    ``RedisError`` where none of them answers. Raises ``ConfigurationError`` that names ``setting`` if the address
+    cannot be read.
     """
     try:
-        options: dict[str, Any] = parse_url(redis_client_url(url))  # type: ignore[no-untyped-call]  # redis-py's own
+        address = read_address(url)
+        options: dict[str, Any] = parse_url(_of_one_server(address))
     except ValueError as error:
         raise ConfigurationError(
             f"{setting}: {shown(url)} is no address of a Redis ({loggable(str(error))}); correct it"
         ) from None
     kind: type[AbstractConnection] = options.get("connection_class", Connection)
     kept = {name: value for name, value in options.items() if name not in OVERRULED}
-    requirement = kept.get("ssl_cert_reqs")
-    if isinstance(requirement, str):  # kombu says CERT_NONE where redis-py says none
-        kept["ssl_cert_reqs"] = requirement.lower().removeprefix("cert_")
+    if address.tls is not None:
+        kind = SSLConnection
+        kept.update(address.tls.for_redis())
 
     def make() -> AbstractConnection:
+        found = {} if address.sentinels is None else _ask_for_master(address.sentinels)
         return kind(
-            **kept,
+            **{**kept, **found},
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=READ_SECONDS,
@@ -63,6 +72,23 @@ def connection_maker(url: str, setting: str) -> Callable[[], AbstractConnection]
         )
 
     return make
+
+
+def _of_one_server(address: Address) -> str:
+    """An address that redis-py reads. Of several sentinels the first stands for the server that they will name."""
+    first = address.url.partition(";")[0].replace("sentinel://", "redis://", 1)
+    return redis_client_url(first)
+
+
+def _ask_for_master(sentinels: Sentinels) -> dict[str, Any]:
+    options = {"socket_timeout": READ_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
+    asked = Sentinel(list(sentinels.hosts), sentinel_kwargs={**sentinels.client_options(), **options})
+    try:
+        host, port = asked.discover_master(sentinels.master_name)
+    finally:
+        for client in asked.sentinels:
+            client.close()
+    return {"host": host, "port": port}
 
 
 def shown(url: str) -> str:
