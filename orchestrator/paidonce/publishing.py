@@ -93,11 +93,12 @@ class Publisher:
 
     def _send(self, producer: Any, message: Message) -> None:
         body, headers, properties = celery_message(self._app, message, self._origin)
-        self._declare_anew(producer, message.queue)
+        queue = self._app.on_broker(message.queue)  # here and not in the store: rows outlive such names
+        self._declare_anew(producer, queue)
         producer.publish(
             body,
             exchange="",
-            routing_key=message.queue,
+            routing_key=queue,
             serializer="json",
             headers=headers,
             delivery_mode=2,
@@ -146,12 +147,12 @@ class Publisher:
                 log.warning("%s", unavailable.message, extra={"event": "embedded_broker_away"})
 
     def depth(self, queues: Iterable[str]) -> dict[str, int]:
-        """How many messages wait in each queue; a queue that cannot be asked is left out."""
+        """How many messages wait in each queue, by its name in the store; one that cannot be asked is left out."""
         depths: dict[str, int] = {}
         try:
             with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
                 for name in queues:
-                    queue = queue_for(name, amqp=self._amqp)(producer.channel)
+                    queue = queue_for(self._app.on_broker(name), amqp=self._amqp)(producer.channel)
                     depths[name] = int(queue.queue_declare(passive=self._amqp).message_count)
         except (*_BROKER_ERRORS, *self._app.connection_for_write().connection_errors):
             return depths

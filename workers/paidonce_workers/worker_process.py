@@ -117,6 +117,7 @@ class WorkerProcess:
                 bounds=bounds_of(settings),
             ),
             memory,
+            namespace=settings.namespace,
         )
         self.executor = Executor(
             database=self.database,
@@ -128,6 +129,7 @@ class WorkerProcess:
             soon=self.soon,
             patience=self.patience,
             settings=ExecutionSettings(
+                namespace=settings.namespace,
                 worker=worker,
                 lease_seconds=settings.lease_seconds,
                 step_timeout_seconds=settings.step_timeout_seconds,
@@ -280,6 +282,7 @@ class WorkerProcess:
             self._heartbeat.stop()
         if self._capture is not None:
             self._capture.uninstall()
+        self.executor.close()
         self.prices.stop()
         if self.breakers is not None:
             self.breakers.close()
@@ -366,7 +369,13 @@ class WorkerProcess:
         run, step = address["run"], address["step"]
         try:
             deferred = self.database.transact(
-                lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+                lambda connection: defer_step(
+                    connection,
+                    namespace=self.settings.namespace,
+                    run_id=run,
+                    position=step,
+                    redeliver_us=PASS_ON_AFTER_US,
+                )
             )
         except StatementRefused as error:  # no step has such an address: requeued it would come for ever
             if error.is_about_data:
@@ -381,7 +390,7 @@ class WorkerProcess:
         """An advance for an agent that this worker does not hold; while the store is away, the sweeper does it."""
         try:
             with self.database.read() as connection:
-                head = read_head(connection, run_id)
+                head = read_head(connection, self.settings.namespace, run_id)
         except StoreError as error:
             log.debug("left to the sweeper: %s", error)
             return
