@@ -9,7 +9,8 @@ its namespace beside it. On a broker that several namespaces share nothing else 
 
 No two pairs of namespace and queue have one name there: those of ``default`` begin with ``paidonce.``, which no other
 does, and a namespace holds no colon, so that the first colon ends it, whatever characters the queue's name has.
-Everything else of a namespace on a broker (``broker_scope``) begins with ``paidonce@shop.``, which no queue does.
+Everything else of a namespace on a broker (``broker_scope`` and a word after a dot) begins like that and holds no
+colon, so that it is no queue's name either.
 """
 
 from __future__ import annotations
