@@ -148,12 +148,21 @@ class Publisher:
 
     def depth(self, queues: Iterable[str]) -> dict[str, int]:
         """How many messages wait in each queue, by its name in the store; one that cannot be asked is left out."""
+        names = {self._app.on_broker(name): name for name in queues}
+        return {names[found]: waiting for found, waiting in self.depth_on_broker(names).items()}
+
+    def depth_on_broker(self, names: Iterable[str]) -> dict[str, int]:
+        """The same for the broker's own names, of whatever namespace."""
         depths: dict[str, int] = {}
         try:
             with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
-                for name in queues:
-                    queue = queue_for(self._app.on_broker(name), amqp=self._amqp)(producer.channel)
-                    depths[name] = int(queue.queue_declare(passive=self._amqp).message_count)
+                for name in names:
+                    queue = queue_for(name, amqp=self._amqp)(producer.channel)
+                    try:
+                        depths[name] = int(queue.queue_declare(passive=self._amqp).message_count)
+                    except producer.connection.channel_errors:
+                        # No such queue on RabbitMQ, which closes the channel for the question.
+                        producer.revive(producer.connection.channel())
         except (*_BROKER_ERRORS, *self._app.connection_for_write().connection_errors):
             return depths
         return depths

@@ -134,10 +134,10 @@ def test_messages_of_the_other_team_are_dropped_and_its_own_workers_go_on(
     for queue in ("default", ours.queue):
         for _ in range(3):
             address = {"run": run.id, "agent": "report"}
-            producer.send_task("team.sign", kwargs={**address, "step": 1}, queue=ours.on_broker(queue))
-            producer.send_task("paidonce.advance", kwargs=address, queue=ours.on_broker(queue))
-            producer.send_task("paidonce.advance", kwargs={"run": unread.id}, queue=ours.on_broker(queue))
-            producer.send_task("team.unheard", kwargs={**address, "step": 1}, queue=ours.on_broker(queue))
+            put(producer, ours.on_broker(queue), "team.sign", **address, step=1)
+            put(producer, ours.on_broker(queue), "paidonce.advance", **address)
+            put(producer, ours.on_broker(queue), "paidonce.advance", run=unread.id)
+            put(producer, ours.on_broker(queue), "team.unheard", **address, step=1)
     told = f"of namespace {theirs.namespace} came to a worker of namespace {ours.namespace} and was dropped"
     wait_until(lambda: f"run {run.id} {told}" in worker.log, "the worker says so", RUN_SECONDS)
     wait_until(lambda: "team.unheard" in worker.log, "the worker drops what it does not hold", RUN_SECONDS)
@@ -215,6 +215,13 @@ def test_nobody_reads_or_ends_the_other_teams_runs(teams: tuple[Team, Team]) -> 
     assert ours.submit().id != run.id, "one key is another run in each namespace"
 
 
+def put(producer: Celery, queue: str, task: str, **arguments: object) -> None:
+    """A message of any kind straight into a queue that is there."""
+    made = producer.amqp.as_task_v2(str(uuid.uuid4()), task, (), arguments)
+    with producer.producer_or_acquire() as sender:
+        sender.publish(made.body, exchange="", routing_key=queue, serializer="json", headers=made.headers)
+
+
 def app_of(team: Team) -> Celery:
     """The app with which a team's operators control its workers."""
     return build_celery_app(team.client.settings)
@@ -232,3 +239,19 @@ def found(team: Team, name: str) -> RunHandle:
     handle = wait_until(look, f"{name} is taken", RUN_SECONDS)
     assert handle is not None
     return handle
+
+
+def test_submissions_that_nobody_takes_any_more_are_told_of(make_site: Callable[..., Site]) -> None:
+    """Up to 0.1 the workers of each namespace took them from one queue."""
+    site = make_site(namespace="shop")
+    with closing(Celery("stock", broker=site.broker_url, set_as_current=False)) as producer:
+        producer.send_task("paidonce.submit", kwargs={"agent": "report"}, queue="paidonce.submit")
+    (site.folder / "team.py").write_text(TEAM.format(team="shop", queue="c"))
+    worker = site.own_worker("team")
+    wait_until(
+        lambda: (
+            "1 submission(s) wait in the queue paidonce.submit" in worker.log and "paidonce@shop:submit" in worker.log
+        ),
+        "the worker says so",
+        RUN_SECONDS,
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import TextClause
 
+from paidonce_models import store as statements
 from paidonce_models.budgets import Budget, Period, Source, Unit
 from paidonce_models.errors import CircuitOpen, NotFound
 from paidonce_models.payloads import split
@@ -153,3 +157,64 @@ def test_a_sweeper_of_another_namespace_finds_nothing(store: Store) -> None:
     assert everything(store) == before
     mine = {**place, "namespace": NAMESPACE}
     assert store.read(expired_leases, **mine) and store.read(due_timers, **mine) and store.transact(take_due, **mine)
+
+
+UNGUARDED = {
+    # of a run that the same transaction has read by its namespace (`read_head`, `read_log`, `lock_step`, a child's row)
+    "advancing": {"_CONSUME_STATEMENTS", "_CANCEL_STEPS", "_CANCEL_REST", "_END_PARENT_STEP"},
+    "blocking": {"_BLOCK"},
+    "cancelling": {"_REQUEST", "_FORCE"},
+    "ending_runs": {"_FAIL"},
+    "events": {"_ALLOCATE"},
+    "outside_endings": {"_END"},
+    "standing": {"_RESTATE_RUN"},
+    # of a step that was claimed by its namespace: guarded by the attempt's number or the lease's owner
+    "completion": {
+        "_END_STEP",
+        "_KNOWN_AGAIN",
+        "_PARK_STEP",
+        "_RETRY_STEP",
+        "_END_ATTEMPT",
+        "_OVERRULE_ATTEMPT",
+        "_FORGET_LEASE",
+    },
+    "leases": {
+        "_RENEW_STATEMENTS",
+        "_HAND_BACK_STEP",
+        "_HAND_BACK_ATTEMPT",
+        "_UNKNOWN_STEP",
+        "_UNKNOWN_ATTEMPT",
+        "_WAIT_FOR_PERSON",
+    },
+    "ledger": {"_ADD_SUMS"},
+    "single_statement": {
+        "_COMPLETE_ALONE",
+        "_COMPLETE_AND_GO_ON",
+        "_COMPLETE_AND_TAKE_ON",
+        "_COMPLETE_AND_END",
+        "_ADVANCE",
+    },
+    "spending": {"_TAKE", "_END"},
+    # of rows that the sweeper or the death watch has found by their namespace
+    "held_steps": {"_HOLD", "_INSERT", "_LET_GO"},
+    "parked_steps": {"_INSERT", "_REFUSED", "_UNPARK"},
+    "sweeping": {"_LEAD", "_FIRE", "_TAKE_BACK", "_LOSE", "_FAIL_STEP", "_WAIT_FOR_PERSON"},
+    # of the process itself, or of one that it has found by its namespace; no two processes have one id
+    "witnesses": {"_RECORD", "_MARK_DEAD", "_FORGET"},
+    "workers": {"_REGISTER", "_SEEN", "_STOPPED"},
+}
+"""Statements that change rows and do not ask for the namespace, with where they get their ids instead."""
+GUARDS = ("namespace = :namespace", "namespace = CAST(:namespace")
+
+
+def test_a_statement_that_asks_for_no_namespace_is_known_to_get_its_ids_from_one_that_does() -> None:
+    found: dict[str, set[str]] = {}
+    for entry in pkgutil.iter_modules(statements.__path__):
+        module = importlib.import_module(f"{statements.__name__}.{entry.name}")
+        for name, value in vars(module).items():
+            sources = [str(each) for each in (value.values() if isinstance(value, dict) else [value])]
+            is_text = isinstance(next(iter(value.values()), None) if isinstance(value, dict) else value, TextClause)
+            changes = any("UPDATE " in source or "DELETE " in source for source in sources)
+            if is_text and changes and not all(any(guard in source for guard in GUARDS) for source in sources):
+                found.setdefault(entry.name, set()).add(name)
+    assert found == UNGUARDED

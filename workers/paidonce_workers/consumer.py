@@ -216,8 +216,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             self.call_soon(
                 self._discard,
                 message,
-                f"task {shown} is not registered here, and no step of this namespace waits for it",
-                "its task is not registered here, and no step of this namespace waits for it",
+                f"task {shown} is not registered here, and no step waits for it",
+                "its task is not registered here, and no step waits for it",
             )
 
     def _offer_again(
