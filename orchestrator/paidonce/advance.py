@@ -75,6 +75,8 @@ class Advanced(StrEnum):
 
     DONE = "done"
     NOT_HELD = "not_held"
+    NO_RUN = "no_run"
+    """The namespace has no such run."""
     BUSY = "busy"
     """Another thread of this process advances the run and will see what there is to see."""
 
@@ -135,11 +137,17 @@ class Advancer:
         cache: MachineCache,
         settings: AdvanceSettings | None = None,
         memory: PayloadMemory | None = None,
+        *,
+        namespace: str,
         marks: SliceMarking | None = None,
     ) -> None:
-        """``marks`` ``None``: nobody would count deaths against a run."""
+        """``namespace``: whose runs are advanced; any other's do not exist for it, whoever asks.
+
+        ``marks`` ``None``: nobody would count deaths against a run.
+        """
         self._marks = marks
         self._database = database
+        self._namespace = namespace
         self._registry = registry
         self._cache = cache
         self._settings = settings or AdvanceSettings()
@@ -270,10 +278,10 @@ class Advancer:
         with self._database.read() as connection:
             machine = entry.machine
             log = self._read_on(connection, entry.run_id, machine)
-            head = log.head if log is not None else read_head(connection, entry.run_id)
+            head = log.head if log is not None else read_head(connection, self._namespace, entry.run_id)
             if head is None or head.state.is_terminal:
                 self._forget(entry)
-                return AdvanceResult()
+                return AdvanceResult(outcome=Advanced.NO_RUN if head is None else Advanced.DONE)
             if head.state is RunState.BLOCKED and head.state_reason != "no_worker":
                 return AdvanceResult()
             declaration = self._registry.agent(head.agent, head.agent_version)
@@ -328,6 +336,7 @@ class Advancer:
         """A short rest of the log in one statement; ``None`` where it is long or there is no run."""
         log = read_log(
             connection,
+            self._namespace,
             run_id,
             after=0 if machine is None else machine.consumed,
             first=0 if machine is None else machine.unconfirmed_position,

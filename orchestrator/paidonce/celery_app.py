@@ -24,8 +24,18 @@ from paidonce.broker_urls import broker_url, speaks_redis
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
 from paidonce_models.forks import in_child, leave_to_parent
-from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
+from paidonce_models.queues import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_QUEUE,
+    SUBMIT_QUEUE,
+    broker_queue_name,
+    broker_scope,
+    is_submit_queue,
+    stored_queue_name,
+)
 
+UNACKED = ("unacked", "unacked_index", "unacked_mutex")
+"""What kombu keeps on Redis beside the queues; without a namespace's own its submissions would be given to others."""
 VISIBILITY_TIMEOUT_SECONDS = 30
 """When Redis gives a submission again that a dead worker had taken. Messages for steps and runs are not kept by Redis
 once they are delivered (see ``redis_transport``): leases and the sweeper bring those back."""
@@ -37,8 +47,9 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
     _pool: Any
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, namespace: str = DEFAULT_NAMESPACE, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.namespace = namespace
         in_child(self, PaidonceCelery.leave_connections_to_the_parent)
 
     def leave_connections_to_the_parent(self) -> None:
@@ -60,6 +71,14 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         self._pool = None
         if amqp is not None:
             amqp._producer_pool = None
+
+    def on_broker(self, queue: str) -> str:
+        """The broker's name of a queue of this app's namespace."""
+        return broker_queue_name(self.namespace, queue)
+
+    def in_store(self, queue: str) -> str:
+        """The store's name of a queue that the broker knows."""
+        return stored_queue_name(self.namespace, queue)
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, which makes the task only when the app is used; refuses at once, where the line is."""
@@ -99,14 +118,13 @@ def _refuse_async(fun: Callable[..., Any]) -> None:
 
 
 def queue_for(name: str, *, amqp: bool) -> Queue:
-    """The queue of that name on the default exchange; quorum on RabbitMQ.
+    """The queue of that name on the broker, on the default exchange; quorum on RabbitMQ.
 
-    ``paidonce.submit`` stays a classic queue, because that is what a stock Celery
+    A queue for submissions stays a classic one, because that is what a stock Celery
     producer declares when it names a queue; another type would refuse it.
     """
-    full = full_queue_name(name)
-    arguments = {"x-queue-type": "quorum"} if amqp and full != SUBMIT_QUEUE else None
-    return Queue(full, Exchange(""), routing_key=full, durable=True, queue_arguments=arguments)
+    arguments = {"x-queue-type": "quorum"} if amqp and not is_submit_queue(name) else None
+    return Queue(name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments)
 
 
 def speaks_amqp(url: str) -> bool:
@@ -117,16 +135,18 @@ def speaks_amqp(url: str) -> bool:
 def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connections: int = 16) -> PaidonceCelery:
     """An app on the settings' broker; starts the embedded one where none is configured.
 
-    ``queues`` are those a worker consumes, besides ``paidonce.submit``.
+    ``queues`` are those a worker consumes, besides that of submissions.
     Raises ``BrokerUnreachable`` when the embedded broker cannot be started.
     """
     url = broker_url(settings)
     amqp = speaks_amqp(url)
     address = read_address(url)
-    app = PaidonceCelery("paidonce", broker=address.url, set_as_current=False)
-    names = [full_queue_name(name) for name in queues] or [DEFAULT_QUEUE]
-    if SUBMIT_QUEUE not in names:
-        names.append(SUBMIT_QUEUE)
+    app = PaidonceCelery("paidonce", broker=address.url, set_as_current=False, namespace=settings.namespace)
+    names = [app.on_broker(name) for name in (*(tuple(queues) or (DEFAULT_QUEUE,)), SUBMIT_QUEUE)]
+    scope = broker_scope(settings.namespace)
+    if scope is not None:
+        # Broadcasts of another namespace (shutdown, revoke, rate limits) and its events go past these workers.
+        app.conf.update(control_exchange=scope, event_exchange=f"{scope}.events")
     app.conf.update(
         task_queues=[queue_for(name, amqp=amqp) for name in dict.fromkeys(names)],
         task_default_queue=names[0],
@@ -162,7 +182,7 @@ def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connecti
         worker_enable_remote_control=True,
         broker_use_ssl=address.kombu_ssl,
         broker_transport_options={
-            **_transport_options(url, connections, largest_submission_bytes(settings)),
+            **_transport_options(url, connections, largest_submission_bytes(settings), scope),
             **address.transport_options,
         },
         broker_heartbeat=30 if amqp else 0,
@@ -176,9 +196,10 @@ def largest_submission_bytes(settings: Settings) -> int:
     return 3 * settings.max_payload_bytes + 64 * 1024
 
 
-def _transport_options(url: str, connections: int, largest_body_bytes: int) -> dict[str, Any]:
+def _transport_options(url: str, connections: int, largest_body_bytes: int, scope: str | None) -> dict[str, Any]:
     if speaks_redis(url):
         return {
+            **({} if scope is None else {f"{key}_key": f"{scope}.{key}" for key in UNACKED}),
             # In base64, with the envelope around it.
             "max_message_bytes": largest_body_bytes * 4 // 3 + 64 * 1024,
             "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,

@@ -74,17 +74,17 @@ class RunHandle:
     def state(self) -> str:
         """The run's state, such as ``running`` or ``succeeded``."""
         with self._client.database.read() as connection:
-            return read_state(connection, self.id)[0].value
+            return read_state(connection, self._client.settings.namespace, self.id)[0].value
 
     def view(self) -> RunView:
         """The run as it is in the store."""
         with self._client.database.read() as connection:
-            return read_run(connection, self.id)
+            return read_run(connection, self._client.settings.namespace, self.id)
 
     def steps(self) -> list[StepView]:
         """The run's steps in order."""
         with self._client.database.read() as connection:
-            return read_steps(connection, self.id)
+            return read_steps(connection, self._client.settings.namespace, self.id)
 
     def cancel(self) -> None:
         """Ask the run to end; its ``finally`` blocks may still await steps. Does nothing where it has ended."""
@@ -148,12 +148,12 @@ class RunHandle:
 
     def _has_ended(self) -> bool:
         with self._client.database.read() as connection:
-            state, reason = read_state(connection, self.id)
+            state, reason = read_state(connection, self._client.settings.namespace, self.id)
         return state.is_terminal or (state is RunState.BLOCKED and reason != "no_worker")
 
     def _timed_out(self, timeout: float | None) -> ResultTimeout:
         with self._client.database.read() as connection:
-            state, reason = read_state(connection, self.id)
+            state, reason = read_state(connection, self._client.settings.namespace, self.id)
         why = f" ({reason})" if reason else ""
         waited = "" if timeout is None else f" after {timeout:g} s"
         return ResultTimeout(
@@ -272,7 +272,7 @@ class Client:
         """The handle of a run by its id or an alias such as the Celery task's id. Raises ``NotFound``."""
         with self.database.read() as connection:
             found = resolve_run(connection, self.settings.namespace, run_id)
-            agent = read_run(connection, found, with_payloads=False).agent
+            agent = read_run(connection, self.settings.namespace, found, with_payloads=False).agent
         return RunHandle(self, found, self._registry.agent(agent))
 
     def runs(self, *, state: str | None = None, agent: str | None = None, most: int = 100) -> list[RunView]:
@@ -281,9 +281,13 @@ class Client:
             return list_runs(connection, self.settings.namespace, state=state, agent=agent, most=most)
 
     def cancel(self, run_id: str) -> None:
-        """Ask a run to end; see ``RunHandle.cancel``."""
-        grace = self.settings.cancel_grace_seconds
-        self._publish(self.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=grace)))
+        """Ask a run to end; see ``RunHandle.cancel``. Raises ``NotFound`` where the namespace has no such run."""
+        namespace, grace = self.settings.namespace, self.settings.cancel_grace_seconds
+
+        def cancel(connection: Connection) -> list[Message]:
+            return cancel_run(connection, namespace, resolve_run(connection, namespace, run_id), grace_seconds=grace)
+
+        self._publish(self.database.transact(cancel))
 
     def resolve(self, run_id: str, step: int, *, result: Any = UNRESOLVED, failed: str | None = None) -> None:
         """Say what came of an ``unknown`` or ``blocked`` step; neither ``result`` nor ``failed``: try it again.
@@ -295,12 +299,16 @@ class Client:
         )
 
     def _resolve(self, connection: Connection, run_id: str, step: int, result: Any, failed: str | None) -> Message:
+        namespace = self.settings.namespace
+        run_id = resolve_run(connection, namespace, run_id)
         if failed is not None:
-            return resolve_as_failed(connection, run_id=run_id, position=step, message=mask(failed))
+            return resolve_as_failed(
+                connection, namespace=namespace, run_id=run_id, position=step, message=mask(failed)
+            )
         if result is UNRESOLVED:
-            return resolve_by_retry(connection, run_id=run_id, position=step)
+            return resolve_by_retry(connection, namespace=namespace, run_id=run_id, position=step)
         where = f"result of step {step} of run {run_id}"
-        name = next((each.name for each in read_steps(connection, run_id) if each.step == step), "")
+        name = next((each.name for each in read_steps(connection, namespace, run_id) if each.step == step), "")
         declaration = self._registry.step(name)
         codec = None if declaration is None else declaration.result_codec
         if result is KEPT:
@@ -308,7 +316,7 @@ class Client:
         else:
             encoded = encode_json(result, where) if codec is None else codec.accept(result, where)
         split_result = split(encoded, limit_bytes=self.settings.max_payload_bytes)
-        return resolve_as_succeeded(connection, run_id=run_id, position=step, result=split_result)
+        return resolve_as_succeeded(connection, namespace=namespace, run_id=run_id, position=step, result=split_result)
 
     def _kept(self, connection: Connection, run_id: str, step: int, codec: Codec, where: str) -> bytes:
         blocked = find_blocked_step(connection, run_id=run_id, position=step)

@@ -69,7 +69,7 @@ class Process:
             (registry.add_step if declaration.kind == "step" else registry.add_agent)(declaration)
         self._store = store
         self.cache = MachineCache(cache_size)
-        self.advancer = Advancer(store.database, registry, self.cache, AdvanceSettings(**settings))
+        self.advancer = Advancer(store.database, registry, self.cache, AdvanceSettings(**settings), namespace="default")
 
     def advance(self, run_id: str) -> list[Any]:
         """The messages that the advance led to."""
@@ -113,18 +113,20 @@ class Store:
 
     def claim(self, run_id: str, position: int) -> Claim:
         claim = self.database.transact(
-            lambda connection: claim_step(connection, run_id=run_id, position=position, worker="w", lease_us=10_000_000)
+            lambda connection: claim_step(
+                connection, namespace="default", run_id=run_id, position=position, worker="w", lease_us=10_000_000
+            )
         )
         assert claim is not None
         return claim
 
     def run(self, run_id: str) -> RunView:
         with self.database.read() as connection:
-            return read_run(connection, run_id)
+            return read_run(connection, "default", run_id)
 
     def steps(self, run_id: str) -> list[StepView]:
         with self.database.read() as connection:
-            return read_steps(connection, run_id)
+            return read_steps(connection, "default", run_id)
 
     def counts(self, run_id: str) -> tuple[int, int]:
         """``consumed_seq`` and ``last_seq``."""
@@ -193,7 +195,7 @@ def test_a_completion_overtaken_by_another_event_is_recorded_alone_and_nothing_i
     claim = store.claim(run_id, 1)
 
     def cancel() -> None:
-        store.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=60.0))
+        store.database.transact(lambda connection: cancel_run(connection, "default", run_id, grace_seconds=60.0))
 
     store.before_write = cancel
     process.complete(claim, "b")
@@ -386,7 +388,7 @@ def test_a_failed_step_reaches_the_agent(store: Store) -> None:
 
 def test_a_run_that_has_ended_is_left_alone(store: Store) -> None:
     process, run_id = Process(store), store.submit(advanced, text="a")
-    store.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=60.0))
+    store.database.transact(lambda connection: cancel_run(connection, "default", run_id, grace_seconds=60.0))
     assert process.advance(run_id) == []
     assert process.advance("no such run") == []
     assert store.run(run_id).state == "cancelled"

@@ -96,7 +96,12 @@ class Scene:
         self.stand.publisher.take()
         taken = self.stand.database.transact(
             lambda connection: claim_step(
-                connection, run_id=run_id, position=1, worker=worker, lease_us=int(LEASE_SECONDS * 1e6)
+                connection,
+                namespace="default",
+                run_id=run_id,
+                position=1,
+                worker=worker,
+                lease_us=int(LEASE_SECONDS * 1e6),
             )
         )
         assert taken is not None

@@ -57,7 +57,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         self.junk = FloodLog(logger)
         super().__init__(*args, worker_options=alone, **options)
         self._machinery = machinery_of(self.app)
-        self._machinery.local_delivery = LocalDelivery(self)
+        self._machinery.local_delivery = LocalDelivery(self, self._machinery.on_broker)
         self._hand_back_thread = ThreadPoolExecutor(1, thread_name_prefix="paidonce-unknown-steps")
         self.timer.call_repeatedly(FLUSH_SECONDS, self._flush_logs)
 

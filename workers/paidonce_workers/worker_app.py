@@ -50,6 +50,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
         app.conf.worker_concurrency = settings.concurrency
     machinery = Machinery(
+        namespace=settings.namespace,
         drain_seconds=settings.drain_seconds,
         turn_seconds=settings.turn_seconds,
         is_step=lambda name: registry.step(name) is not None,
@@ -106,7 +107,8 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
                 ", ".join(target.source for target in idle),
                 extra={"event": "idle_targets", "targets": [target.name for target in idle]},
             )
-        process.take_part(sorted((sender.app if sender is not None else app).amqp.queues.consume_from))
+        consumed = (sender.app if sender is not None else app).amqp.queues.consume_from
+        process.take_part(sorted(app.in_store(name) for name in consumed))
 
     def stopped(**_: Any) -> None:
         processes.current().stop()

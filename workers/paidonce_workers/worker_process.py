@@ -24,13 +24,13 @@ from paidonce.replay.cache import MachineCache
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
-from paidonce_models.queues import full_queue_name
+from paidonce_models.queues import DEFAULT_NAMESPACE, SUBMIT_QUEUE, broker_queue_name, full_queue_name
 from paidonce_models.schema import ensure_schema
 from paidonce_models.store.breaker_transitions import record_transition
 from paidonce_models.store.leases import LeaseKey, defer_step, hand_back
 from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.runs_head import read_head
-from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_stopped
+from paidonce_models.store.workers import HeldAgent, Registration, live_workers, register_worker, worker_stopped
 from paidonce_workers.blocked_steps import BlockedSteps
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange
 from paidonce_workers.capture import Installation, install
@@ -55,6 +55,8 @@ from paidonce_workers.witness import Witness
 log = logging.getLogger(__name__)
 
 PASS_ON_AFTER_US = 5_000_000
+REGISTERED_WITHIN_US = 15_000_000
+"""How lately a worker was heard of that counts as alive."""
 
 
 class Role(StrEnum):
@@ -128,7 +130,8 @@ class WorkerProcess:
                 bounds=bounds_of(settings),
             ),
             memory,
-            self._marks,
+            namespace=settings.namespace,
+            marks=self._marks,
         )
         self.executor = Executor(
             database=self.database,
@@ -140,6 +143,7 @@ class WorkerProcess:
             soon=self.soon,
             patience=self.patience,
             settings=ExecutionSettings(
+                namespace=settings.namespace,
                 worker=worker,
                 lease_seconds=settings.lease_seconds,
                 step_timeout_seconds=settings.step_timeout_seconds,
@@ -249,6 +253,7 @@ class WorkerProcess:
         """Register and begin to sweep. While the store is away that is put off; the consumer does not wait for it."""
         try:
             self.register(queues)
+            self._warn_of_submissions_left_behind()
         except StoreUnreachable:
             threading.Thread(
                 target=self._take_part_later, args=(queues,), name="paidonce-registration", daemon=True
@@ -264,6 +269,32 @@ class WorkerProcess:
             return
         if not self.patience.stopping:
             self.start_sweeper()
+
+    def _warn_of_submissions_left_behind(self) -> None:
+        """Before queues had a namespace in their names, producers of all of them sent to one queue.
+
+        Where nobody takes that one any more its messages, the only copies, would wait without a word.
+        """
+        namespace = self.settings.namespace
+        if namespace == DEFAULT_NAMESPACE:
+            return
+        with self.database.read() as connection:
+            if live_workers(connection, DEFAULT_NAMESPACE, within_us=REGISTERED_WITHIN_US):
+                return
+        waiting = self.publisher.depth_on_broker([SUBMIT_QUEUE]).get(SUBMIT_QUEUE, 0)
+        if waiting:
+            log.warning(
+                "%d submission(s) wait in the queue %s, which workers of the namespace %s take, and none of those is "
+                "alive in this store; those for namespace %s are sent to %s. If they are yours, start a worker with "
+                "PAIDONCE_NAMESPACE=%s, or move the messages (docs: beside other software)",
+                waiting,
+                SUBMIT_QUEUE,
+                DEFAULT_NAMESPACE,
+                namespace,
+                broker_queue_name(namespace, SUBMIT_QUEUE),
+                DEFAULT_NAMESPACE,
+                extra={"event": "submissions_left_behind"},
+            )
 
     def register(self, queues: Sequence[str]) -> None:
         """Say in the store what this worker holds; runs that were blocked for want of it go on.
@@ -307,6 +338,7 @@ class WorkerProcess:
             self._heartbeat.stop()
         if self._capture is not None:
             self._capture.uninstall()
+        self.executor.close()
         self.prices.stop()
         if self.breakers is not None:
             self.breakers.close()
@@ -393,7 +425,13 @@ class WorkerProcess:
         run, step = address["run"], address["step"]
         try:
             deferred = self.database.transact(
-                lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+                lambda connection: defer_step(
+                    connection,
+                    namespace=self.settings.namespace,
+                    run_id=run,
+                    position=step,
+                    redeliver_us=PASS_ON_AFTER_US,
+                )
             )
         except StatementRefused as error:  # no step has such an address: requeued it would come for ever
             if error.is_about_data:
@@ -408,7 +446,7 @@ class WorkerProcess:
         """An advance for an agent that this worker does not hold; while the store is away, the sweeper does it."""
         try:
             with self.database.read() as connection:
-                head = read_head(connection, run_id)
+                head = read_head(connection, self.settings.namespace, run_id)
         except StoreError as error:
             log.debug("left to the sweeper: %s", error)
             return

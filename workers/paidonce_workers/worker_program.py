@@ -25,7 +25,7 @@ from click.core import ParameterSource
 
 from paidonce.broker_check import check_connection
 from paidonce_models.errors import PaidonceError
-from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
+from paidonce_models.queues import SUBMIT_QUEUE
 from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
 from paidonce_workers.pool import DEFAULT_THREADS, TaskPool
@@ -98,10 +98,12 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         super().setup_defaults(concurrency=concurrency, pool=chosen, **options)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """Celery's own hook; ``-Q x`` means the queue ``paidonce.x``, and submissions are always taken."""
-        names = str_to_list(include) if include else None
-        if names:
-            include = list(dict.fromkeys([*(full_queue_name(name) for name in names), SUBMIT_QUEUE]))
+        """Celery's own hook; ``-Q x`` means this namespace's queue ``x``, and submissions are always taken."""
+        if include:
+            names = [machinery_of(self.app).on_broker(name) for name in (*str_to_list(include), SUBMIT_QUEUE)]
+            include = list(dict.fromkeys(names))
+        if exclude:
+            exclude = [machinery_of(self.app).on_broker(name) for name in str_to_list(exclude)]
         super().setup_queues(include, exclude)
 
     def install_platform_tweaks(self, worker: Any) -> None:

@@ -146,7 +146,12 @@ def read_kept(connection: Connection, blocked: BlockedStep) -> bytes | None:
 def settle(connection: Connection, blocked: BlockedStep, result: SplitPayload) -> Message | None:
     """The kept result is the step's result. Guarded by its state: ``None`` where it is not blocked any more."""
     message = end_step(
-        connection, run_id=blocked.run_id, position=blocked.position, only_if=(StepState.BLOCKED,), result=result
+        connection,
+        namespace=blocked.namespace,
+        run_id=blocked.run_id,
+        position=blocked.position,
+        only_if=(StepState.BLOCKED,),
+        result=result,
     )
     if message is not None:
         accept_attempt(connection, blocked)
@@ -161,7 +166,7 @@ def accept_attempt(connection: Connection, blocked: BlockedStep) -> None:
 
 def schedule_again(connection: Connection, blocked: BlockedStep) -> Message | None:
     """Let another attempt begin. Guarded by the attempt; the caller knows that nothing was paid for this one."""
-    lock_step(connection, blocked.run_id, blocked.position)
+    lock_step(connection, blocked.namespace, blocked.run_id, blocked.position)
     key = {"run_id": blocked.run_id, "position": blocked.position, "attempt": blocked.attempt}
     row = connection.execute(_SCHEDULE, {**key, "redeliver": REDELIVER_AFTER_US}).first()
     if row is None:

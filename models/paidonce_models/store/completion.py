@@ -148,7 +148,12 @@ def complete_with_progress(
     if taken is not None and claimant is not None:
         position = taken.position
         lease = take_lease(
-            connection, run_id=head.id, position=position, worker=claimant.worker, lease_us=claimant.lease_us
+            connection,
+            namespace=claimant.namespace,
+            run_id=head.id,
+            position=position,
+            worker=claimant.worker,
+            lease_us=claimant.lease_us,
         )
         if lease is None:  # the caller took a step that this very advance cancels, or a budget was set meanwhile
             return Acceptance.OVERTAKEN, []

@@ -24,13 +24,15 @@ from paidonce_models.store.runs_head import RunHead, read_head
 REPLAYS = 2
 
 
-def check_replays(database: Database, registry: Registry, run_id: str, settings: AdvanceSettings) -> None:
+def check_replays(
+    database: Database, registry: Registry, namespace: str, run_id: str, settings: AdvanceSettings
+) -> None:
     """Replay the run twice. Raises ``NotReplayable`` naming the line, or ``HistoryMismatch`` naming both sides."""
     with database.read() as connection:
-        head = read_head(connection, run_id)
+        head = read_head(connection, namespace, run_id)
         if head is None or (head.consumed_seq == 0 and head.state is not RunState.BLOCKED):
             return
-        run = read_run(connection, run_id)
+        run = read_run(connection, namespace, run_id)
         events = read_events(connection, head.namespace, run_id, 0)
         recorded = read_recorded_steps(connection, run_id, first=1, consumed_seq=head.consumed_seq)
     if head.state is not RunState.BLOCKED:

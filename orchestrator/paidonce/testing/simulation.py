@@ -111,8 +111,10 @@ class Simulation:
 
     def _start_process(self) -> None:
         self._cache = MachineCache(CACHED_RUNS)
-        self._advancer = Advancer(self._database, self._registry, self._cache, self._fleet.settings)
-        claimant = Claimant(worker=self._fleet.executor.worker, lease_us=LEASE_US)
+        self._advancer = Advancer(
+            self._database, self._registry, self._cache, self._fleet.settings, namespace=self._fleet.namespace
+        )
+        claimant = Claimant(namespace=self._fleet.namespace, worker=self._fleet.executor.worker, lease_us=LEASE_US)
         self._claimer = Claimer(self._database, self._registry, claimant, self._fleet.guesses)
 
     def _crash(self) -> None:
@@ -172,15 +174,16 @@ class Simulation:
             self._cancel()
 
     def _cancel(self) -> None:
+        namespace, run_id = self._fleet.namespace, self._run_id
         self._publish(
-            self._database.transact(lambda connection: cancel_run(connection, self._run_id, grace_seconds=60.0))
+            self._database.transact(lambda connection: cancel_run(connection, namespace, run_id, grace_seconds=60.0))
         )
 
     # -- time ------------------------------------------------------------------------
 
     def _has_ended(self) -> bool:
         with self._database.read() as connection:
-            return read_state(connection, self._run_id)[0].is_terminal
+            return read_state(connection, self._fleet.namespace, self._run_id)[0].is_terminal
 
     def _wait(self) -> bool:
         """Let time pass until something is due and sweep; False where nothing ever will be."""

@@ -127,7 +127,7 @@ class AgentTester:
         with self.database.read() as connection:
             family = family_of(connection, run_id)
         for member in family:
-            check_replays(self.database, registry, member, self._settings)
+            check_replays(self.database, registry, self._fleet.namespace, member, self._settings)
         return self._report(run_id, declaration, simulation, self.clock.now_us() - started_us)
 
     def run_with_every_crash(
@@ -161,8 +161,8 @@ class AgentTester:
 
     def _report(self, run_id: str, declaration: AnyAgent, simulation: Simulation, elapsed_us: int) -> AgentRun:
         with self.database.read() as connection:
-            run = read_run(connection, run_id)
-            steps = read_steps(connection, run_id)
+            run = read_run(connection, self._fleet.namespace, run_id)
+            steps = read_steps(connection, self._fleet.namespace, run_id)
         value = None
         if run.result is not None:
             value = declaration.result_codec.decode(run.result, f"result of run {run_id}")
