@@ -18,6 +18,7 @@ from celery import Celery
 from kombu import Exchange, Queue, pools
 
 from paidonce.broker_urls import broker_url, speaks_redis
+from paidonce.own_configuration import OwnLoader, OwnSettings
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
 from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
@@ -30,12 +31,23 @@ once they are delivered (see ``redis_transport``): leases and the sweeper bring 
 class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
+    _pool: Any
+    _conf: Any
     amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        _owned(self._conf)
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _leave_connections_alone(this))
+
+    def _get_default_loader(self) -> type[OwnLoader]:
+        """Celery's own hook; without it ``CELERY_LOADER`` decides."""
+        return OwnLoader
+
+    def _load_config(self) -> Any:
+        """Celery's own hook, which makes ``app.conf``."""
+        return _owned(super()._load_config())
 
     def leave_connections_to_the_parent(self) -> None:
         """In a child that was just forked: use none of the broker connections that exist, and close none.
@@ -69,6 +81,12 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
         _refuse_async(fun)
         return super()._task_from_fun(fun, *args, **options)
+
+
+def _owned(conf: Any) -> Any:
+    """Celery makes settings of its own class only; an attribute that is set plainly becomes a setting."""
+    object.__setattr__(conf, "__class__", OwnSettings)
+    return conf
 
 
 def _leave_connections_alone(app: weakref.ref[PaidonceCelery]) -> None:
