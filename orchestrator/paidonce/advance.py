@@ -11,6 +11,7 @@ Sits between the store's statements and the workers; executes no step, publishes
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from paidonce.replay.cache import CacheEntry, MachineCache
 from paidonce.replay.comparison import compare_with_history
 from paidonce.replay.machine import Machine
 from paidonce.replay.progress import progress_of
+from paidonce.replay.slice_threads import SliceThreads, ThreadBusy
 from paidonce.taking_on import TakeOn, claim_taken
 from paidonce.user_errors import error_of
 from paidonce_models.database import Database
@@ -140,12 +142,15 @@ class Advancer:
         *,
         namespace: str,
         marks: SliceMarking | None = None,
+        slices: SliceThreads | None = None,
     ) -> None:
         """``namespace``: whose runs are advanced; any other's do not exist for it, whoever asks.
 
-        ``marks`` ``None``: nobody would count deaths against a run.
+        ``marks`` ``None``: nobody would count deaths against a run. ``slices`` run the agents; ``None``: the calling
+        thread does, of which there should be one.
         """
         self._marks = marks
+        self._slices = slices
         self._database = database
         self._namespace = namespace
         self._registry = registry
@@ -299,6 +304,7 @@ class Advancer:
                     bounds=self._settings.bounds,
                     has_begun=head.consumed_seq > 0,
                 )
+                entry.thread = None if self._slices is None else self._slices.choose()
             entry.head = head
             if log is None:
                 events = read_events(
@@ -319,10 +325,12 @@ class Advancer:
                         step.position: step for step in log.recorded.values() if step.created_seq <= recorded_seq
                     }
         try:
-            for event in events:
-                machine.feed(event)
+            self._feed(entry, machine, events)
             if recorded is not None:
                 compare_with_history(self._database, head, machine, recorded, PYTHON_MINOR)
+        except ThreadBusy:
+            entry.drop()
+            return self._catch_up(entry)
         except ReplayError as error:
             self._block(entry, head, error, declaration.signature)
             return AdvanceResult()
@@ -331,6 +339,13 @@ class Advancer:
             raise
         machine.confirm(recorded_seq)
         return self._catch_up(entry) if events and machine.consumed < head.last_seq else head
+
+    def _feed(self, entry: CacheEntry, machine: Machine, events: Sequence[Event]) -> None:
+        """Run the agent, in its own thread. Raises ``ThreadBusy``: nothing was fed; another thread must replay it."""
+        if self._slices is None or entry.thread is None or not events:
+            machine.feed_all(events)
+        else:
+            self._slices.call(entry.thread, functools.partial(machine.feed_all, events))
 
     def _read_on(self, connection: Connection, run_id: str, machine: Machine | None) -> RunLog | None:
         """A short rest of the log in one statement; ``None`` where it is long or there is no run."""
@@ -450,19 +465,18 @@ class Advancer:
         from_seq = machine.consumed
         at_us = recorded_at_us()
         try:
-            machine.feed(
-                Event(
-                    seq=from_seq + 1,
-                    kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
-                    recorded_at_us=at_us,
-                    position=claim.position,
-                    attempts=claim.attempt,
-                    payload=completion.result_json,
-                    data=step_event_data(completion),
-                )
+            event = Event(
+                seq=from_seq + 1,
+                kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
+                recorded_at_us=at_us,
+                position=claim.position,
+                attempts=claim.attempt,
+                payload=completion.result_json,
+                data=step_event_data(completion),
             )
-        except ReplayError:
-            entry.drop()  # recorded alone, then met again by the advance that blocks the run
+            self._feed(entry, machine, [event])
+        except (ReplayError, ThreadBusy):
+            entry.drop()  # recorded alone, then met again by the advance that blocks the run or replays it elsewhere
             return None
         except BaseException:
             entry.drop()

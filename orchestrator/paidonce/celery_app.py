@@ -21,6 +21,7 @@ from kombu.clocks import LamportClock
 
 from paidonce.broker_addresses import AMQP_SCHEMES, read_address
 from paidonce.broker_urls import broker_url, speaks_redis
+from paidonce.own_configuration import OwnLoader, OwnSettings
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
 from paidonce_models.forks import in_child, leave_to_parent
@@ -44,13 +45,23 @@ once they are delivered (see ``redis_transport``): leases and the sweeper bring 
 class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
-    amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
     _pool: Any
+    _conf: Any
+    amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
 
     def __init__(self, *args: Any, namespace: str = DEFAULT_NAMESPACE, **options: Any) -> None:
         super().__init__(*args, **options)
         self.namespace = namespace
+        _owned(self._conf)
         in_child(self, PaidonceCelery.leave_connections_to_the_parent)
+
+    def _get_default_loader(self) -> type[OwnLoader]:
+        """Celery's own hook; without it ``CELERY_LOADER`` decides."""
+        return OwnLoader
+
+    def _load_config(self) -> Any:
+        """Celery's own hook, which makes ``app.conf``."""
+        return _owned(super()._load_config())
 
     def leave_connections_to_the_parent(self) -> None:
         """In a child that was just forked: use none of the broker connections that exist, and close none.
@@ -105,6 +116,12 @@ def begin_with_free_locks(*types: type) -> None:
             lock = getattr(value, "lock", None) if isinstance(value, functools.cached_property) else None
             if lock is not None:
                 lock._at_fork_reinit()
+
+
+def _owned(conf: Any) -> Any:
+    """Celery makes settings of its own class only; an attribute that is set plainly becomes a setting."""
+    object.__setattr__(conf, "__class__", OwnSettings)
+    return conf
 
 
 def _refuse_async(fun: Callable[..., Any]) -> None:

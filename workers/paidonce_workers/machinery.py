@@ -84,6 +84,9 @@ class Machinery:
     """How often a message for a step is offered before it is dropped: the store has the step, and the sweeper sends it
     again. A submission is offered for as long as it takes, once a minute in the end."""
 
+    pinned_settings: Mapping[str, object] = field(default_factory=dict)
+    """Celery's settings that a worker rests on (``worker_options``); one that starts with others is refused."""
+
     is_step: Callable[[str], bool] | None = None
     """Whether a step of that name is held here. ``None``: an app of other tasks, which Celery's own rules hold for."""
 

@@ -30,6 +30,7 @@ from paidonce_workers.intake import refuse_submission
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.tasks import register_tasks
+from paidonce_workers.worker_options import pinned
 from paidonce_workers.worker_process import WorkerProcesses
 from paidonce_workers.worker_program import choose_pool
 
@@ -63,6 +64,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     machinery.on_drain_expired = lambda keys: processes.current().hand_back_held(keys)
     machinery.give_away = lambda kept: processes.current().give_away(kept)
     machinery.drain_isolated = processes.drain_isolated
+    machinery.pinned_settings = pinned(app.conf)
     choose_pool(app, machinery)
     register_tasks(app, registry, processes.current)
     _connect(app, processes, idle_targets(book, registry.steps, settings.provider_hosts))

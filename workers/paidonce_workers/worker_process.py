@@ -21,6 +21,7 @@ from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
+from paidonce.replay.slice_threads import SliceThreads
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
@@ -132,6 +133,8 @@ class WorkerProcess:
             memory,
             namespace=settings.namespace,
             marks=self._marks,
+            # A child of Celery's pool runs one task at a time, all in one thread: an agent has no other there.
+            slices=None if role is Role.POOL_CHILD else SliceThreads(),
         )
         self.executor = Executor(
             database=self.database,

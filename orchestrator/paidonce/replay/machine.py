@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -139,6 +140,11 @@ class Machine:
         self.loop.deliver_time(event.recorded_at_us / 1e6)
         self._deliver(event)
         self._run()
+
+    def feed_all(self, events: Sequence[Event]) -> None:
+        """Several, in their order; raises as ``feed``."""
+        for event in events:
+            self.feed(event)
 
     @property
     def wake_at_us(self) -> int | None:

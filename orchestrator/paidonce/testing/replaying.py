@@ -98,7 +98,8 @@ def compare_outcome(run: RunView, outcome: Outcome | None) -> None:
     if outcome.result is not None and run.result is not None and decode_json(outcome.result) != decode_json(run.result):
         raise HistoryMismatch(
             f"run {run.run_id} returned {run.result[:200]!r}, its replay returns {outcome.result[:200]!r}; "
-            "the agent depends on something that is not in its log (the order of a set, a global variable)"
+            "the agent depends on something that is not in its log (the order of a set, a global variable, "
+            "the thread it runs in)"
         )
     if outcome.error != run.error:
         raise HistoryMismatch(f"run {run.run_id} failed with {run.error}, its replay with {outcome.error}")

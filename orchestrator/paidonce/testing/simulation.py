@@ -25,6 +25,7 @@ from paidonce.registry import Registry
 from paidonce.replay.cache import MachineCache
 from paidonce.testing.attempts import Executor
 from paidonce.testing.clock import FakeClock
+from paidonce.testing.moving import MovingSlices
 from paidonce_models.budgets import Unit
 from paidonce_models.database import Database
 from paidonce_models.errors import InvalidInput
@@ -64,6 +65,7 @@ class Fleet:
     durations: Mapping[str, timedelta]
     shuffle: random.Random | None
     twice: bool
+    moves_threads: bool
     namespace: str
     guesses: Mapping[Unit, int]
 
@@ -111,8 +113,14 @@ class Simulation:
 
     def _start_process(self) -> None:
         self._cache = MachineCache(CACHED_RUNS)
+        self._slices = MovingSlices() if self._fleet.moves_threads else None
         self._advancer = Advancer(
-            self._database, self._registry, self._cache, self._fleet.settings, namespace=self._fleet.namespace
+            self._database,
+            self._registry,
+            self._cache,
+            self._fleet.settings,
+            namespace=self._fleet.namespace,
+            slices=self._slices,
         )
         claimant = Claimant(namespace=self._fleet.namespace, worker=self._fleet.executor.worker, lease_us=LEASE_US)
         self._claimer = Claimer(self._database, self._registry, claimant, self._fleet.guesses)
