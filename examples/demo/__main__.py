@@ -75,7 +75,7 @@ def _perform(plan: Plan, stage: Stage, console: Console) -> int:
                 stage=stage,
                 servers=servers,
                 screen=screen,
-                observer=RunObserver(database, handle.id),
+                observer=RunObserver(database, settings.namespace, handle.id),
                 ended=lambda: RunState(handle.state).is_terminal,
             )
             steps = story.play()

@@ -44,9 +44,10 @@ class SeenStep:
 class RunObserver:
     """Looks at one run; remembers what cannot change any more."""
 
-    def __init__(self, database: Database, run_id: str) -> None:
+    def __init__(self, database: Database, namespace: str, run_id: str) -> None:
         """Nothing is read yet."""
         self._database = database
+        self._namespace = namespace
         self._run_id = run_id
         self._finished: dict[int, SeenStep] = {}
         self._labels: dict[int, str] = {}
@@ -55,7 +56,7 @@ class RunObserver:
         """All steps so far, in the order in which the agent asked for them."""
         with self._database.read() as connection:
             seen = []
-            for view in read_steps(connection, self._run_id):
+            for view in read_steps(connection, self._namespace, self._run_id):
                 step = self._finished.get(view.step)
                 if step is None:
                     if view.step not in self._labels:

@@ -16,22 +16,27 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
 
 from paidonce_models.driver_errors import keep_values_out
-from paidonce_models.errors import ConfigurationError, StatementRefused
+from paidonce_models.errors import ConfigurationError, StatementRefused, StoreUnreachable
+from paidonce_models.forks import before_fork, in_child, leave_to_parent
 from paidonce_models.log_texts import loggable
 from paidonce_models.masking import mask
 from paidonce_models.private_files import create_private_file, tighten
 from paidonce_models.sessions import SCHEMA_RULE, Pooler, Sessions, is_schema_name
+from paidonce_models.sqlite_forks import GatedPool, close_for_fork, the_gate, watch_connections
 from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
 
@@ -59,7 +64,7 @@ def system_clock_us() -> int:
 
 
 class Database:
-    """A store to read and write. Safe to share between threads; a forked child must make its own."""
+    """A store to read and write. Safe to share between threads; a forked child has connections of its own."""
 
     def __init__(
         self,
@@ -99,14 +104,77 @@ class Database:
         self.schema = schema
         self._sessions = None if self.is_sqlite else Sessions(parsed, schema=schema, pooler=Pooler(pooler))
         self._clock_us = clock_us
+        self._pool_size = pool_size
+        self._fork_is_clean = True
+        self._begin_empty()
+        self.engine  # noqa: B018 - refuses an address on which no engine can be made
+        if self.file is not None:
+            before_fork(self, Database._close_for_fork, Database._open_after_fork)
+        if self.file is not None or not self.is_sqlite:  # a store in memory is each process's own
+            in_child(self, Database._leave_to_parent)
+
+    def _begin_empty(self) -> None:
+        self._making = threading.Lock()
         self._write_queue = WriteQueue()
+        self._made: tuple[Engine, Engine | None] | None = None
+        self._opened: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The driver's connections, as far as a forked child has to let go of their sockets."""
+
+    @property
+    def engine(self) -> Engine:
+        """This process's engine. Raises ``StoreUnreachable`` in a child that must not open the store."""
+        return self._engines()[0]
+
+    @property
+    def _autocommit(self) -> Engine | None:
+        """The same, where each statement is a transaction; ``None`` where that is not to be had."""
+        return self._engines()[1]
+
+    def _engines(self) -> tuple[Engine, Engine | None]:
+        made = self._made
+        if made is None:
+            with self._making:
+                made = self._made
+                if made is None:
+                    made = self._made = self._make_engines()
+        return made
+
+    def _make_engines(self) -> tuple[Engine, Engine | None]:
+        if not self._fork_is_clean:
+            raise StoreUnreachable(
+                f"this process was forked while its parent had the SQLite store {self.shown_url} open, and would "
+                "share its locks; fork before the store is used (uWSGI: `lazy-apps = true`), or use PostgreSQL"
+            )
         if self.is_sqlite:
-            self.engine = self._sqlite_engine(pool_size)
-        else:
-            self.engine = self._postgresql_engine(pool_size)
-        self._autocommit: Engine | None = None
-        if not self.is_sqlite and clock_us is None:
-            self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            return self._sqlite_engine(self._pool_size), None
+        engine = self._postgresql_engine(self._pool_size)
+        if self._clock_us is not None:
+            return engine, None
+        return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    # -- forks -----------------------------------------------------------------
+
+    def _close_for_fork(self) -> None:
+        the_gate.forks_under_way += 1
+        self._fork_is_clean = close_for_fork(None if self._made is None else self._made[0])
+
+    def _open_after_fork(self) -> None:
+        self._fork_is_clean = True
+        the_gate.forks_under_way -= 1
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: no connection is used, none closed, and no lock is waited for that a thread held."""
+        if self._made is not None:
+            leave_to_parent(*self._made)
+        if self.is_sqlite:
+            # Whoever forks past Python has closed nothing.
+            is_open = self._made is not None and _has_connections(self._made[0])
+            self._fork_is_clean = self._fork_is_clean and not is_open
+            the_gate.forks_under_way = 0
+            the_gate.held.clear()
+        for connection in list(self._opened):
+            let_go_of_socket(connection)
+        self._begin_empty()
 
     @property
     def file(self) -> Path | None:
@@ -134,9 +202,11 @@ class Database:
         if memory:
             options["poolclass"] = sqlalchemy.pool.StaticPool
         else:
-            options.update(pool_size=pool_size, max_overflow=pool_size, pool_timeout=60)
+            options.update(poolclass=GatedPool, pool_size=pool_size, max_overflow=pool_size, pool_timeout=60)
         engine = sqlalchemy.create_engine(self.url, hide_parameters=True, **options)
         keep_values_out(engine)
+        if not memory:
+            watch_connections(engine)
         clock = self._clock_us or system_clock_us
 
         if not memory:
@@ -181,6 +251,12 @@ class Database:
         keep_values_out(engine)
         if self._sessions is not None:
             self._sessions.look_after(engine)
+        opened = self._opened
+
+        @event.listens_for(engine, "connect")
+        def _note(connection: Any, _record: object) -> None:
+            opened.add(connection)
+
         return engine
 
     # -- transactions ----------------------------------------------------------
@@ -315,6 +391,23 @@ class Database:
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+
+def let_go_of_socket(connection: Any) -> None:
+    """In a forked child: hold a session of PostgreSQL no longer, without a word to the server.
+
+    With the child's copy of the socket open, the server would not see the end of the parent.
+    """
+    try:
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), connection.fileno(), inheritable=False)
+    except (OSError, psycopg.Error):  # a child that cannot let go only delays what others see
+        return
+
+
+def _has_connections(engine: Engine) -> bool:
+    pool = engine.pool
+    return isinstance(pool, GatedPool) and pool.checkedin() + pool.checkedout() > 0
 
 
 def _refuse_network_file_system(path: Path) -> None:

@@ -21,6 +21,7 @@
     ├── ReplayError                 a run cannot go on in this code
     │   ├── HistoryMismatch         recorded history and the code differ
     │   ├── NotReplayable           the agent used something that cannot be replayed
+    │   ├── CodeDoesNotFit          a value or a declaration that the agent needs does not fit its code
     │   ├── SliceTooLong            the agent did not block within its time
     │   └── BoundReached            the agent asks for more than a run may
     │       ├── TooManySteps
@@ -35,6 +36,8 @@
     │   ├── StepTimedOut            (also a TimeoutError)
     │   └── CircuitOpen             the dependency is known to be down, the call was not made
     ├── CircuitStoreUnreachable     the Redis that breakers share does not answer
+    ├── ResultNotStorable           a step has returned what its code cannot store; it is kept, and not paid again
+    ├── StepDoesNotFit              a step's arguments or declaration do not fit its code; nothing was paid
     ├── TooDeep                     agents nested deeper than allowed
     └── StepInterrupt               raised inside a step's body to stop it; BaseException, see there
 
@@ -210,10 +213,22 @@ class NotReplayable(ReplayError):
     code = "not_replayable"
 
 
+class CodeDoesNotFit(ReplayError):
+    """A value or a declaration that the agent needs does not fit its code; mend it, and the run goes on."""
+
+    code = "code_does_not_fit"
+
+
 class SliceTooLong(ReplayError):
     """The agent computed for too long between two awaits; move the work into a @step."""
 
     code = "slice_too_long"
+
+
+class SliceEndsProcess(ReplayError):
+    """The agent's code between two awaits ends the process it runs in; move what does that into a @step."""
+
+    code = "slice_ends_process"
 
 
 class BoundReached(ReplayError):
@@ -364,6 +379,18 @@ class CircuitStoreUnreachable(PaidonceError):
 
     code = "circuit_store_unreachable"
     exit_code = 3
+
+
+class ResultNotStorable(PaidonceError):
+    """A step has returned what this code cannot store; it is kept, and other code goes on with it."""
+
+    code = "result_not_storable"
+
+
+class StepDoesNotFit(PaidonceError):
+    """A step's arguments or its declaration do not fit this code; nothing was paid, and other code goes on with it."""
+
+    code = "step_does_not_fit"
 
 
 class TooDeep(PaidonceError):

@@ -102,5 +102,6 @@ def _is_shared(path: Path, mode: int) -> bool:
 
 
 _creating = threading.Lock()
+os.register_at_fork(after_in_child=_creating._at_fork_reinit)  # type: ignore[attr-defined]  # as the stdlib does
 _told: set[str] = set()
 """What could not be tightened and of which this process has spoken."""

@@ -39,6 +39,7 @@ class StepState(StrEnum):
     PARKED = "parked"
     HELD = "held"
     UNKNOWN = "unknown"
+    BLOCKED = "blocked"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -59,6 +60,8 @@ class AttemptOutcome(StrEnum):
     LOST = "lost"
     FENCED = "fenced"
     SHORT_CIRCUITED = "short_circuited"
+    BLOCKED = "blocked"
+    """Its body returned what the code cannot store, or its arguments did not fit; what it returned is kept."""
 
 
 RUN_TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
@@ -89,8 +92,12 @@ STEP_MOVES: dict[StepState, frozenset[StepState]] = {
     StepState.PARKED: frozenset({StepState.SCHEDULED, StepState.RUNNING, StepState.CANCELLED, StepState.FAILED}),
     StepState.HELD: frozenset({StepState.SCHEDULED, StepState.RUNNING, StepState.CANCELLED, StepState.FAILED}),
     StepState.UNKNOWN: frozenset(
-        {StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.RETRYING, StepState.CANCELLED}
+        {
+            *(StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.RETRYING, StepState.CANCELLED),
+            StepState.BLOCKED,
+        }
     ),
+    StepState.BLOCKED: frozenset({StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
     StepState.SUCCEEDED: frozenset(),
     StepState.FAILED: frozenset(),
     StepState.CANCELLED: frozenset(),
@@ -99,12 +106,16 @@ STEP_MOVES: dict[StepState, frozenset[StepState]] = {
 ATTEMPT_MOVES: dict[AttemptOutcome | None, frozenset[AttemptOutcome]] = {
     None: frozenset(AttemptOutcome),
     # `fenced` when a zombie reports; the others when an at-most-once attempt does that was given up as unknown.
-    AttemptOutcome.LOST: frozenset({AttemptOutcome.FENCED, AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED}),
-    AttemptOutcome.TIMED_OUT: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED}),
+    AttemptOutcome.LOST: frozenset(
+        {AttemptOutcome.FENCED, AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED, AttemptOutcome.BLOCKED}
+    ),
+    AttemptOutcome.TIMED_OUT: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED, AttemptOutcome.BLOCKED}),
+    # What it returned was kept, and other code could read it.
+    AttemptOutcome.BLOCKED: frozenset({AttemptOutcome.ACCEPTED}),
     **{
         outcome: frozenset()
         for outcome in AttemptOutcome
-        if outcome not in (AttemptOutcome.LOST, AttemptOutcome.TIMED_OUT)
+        if outcome not in (AttemptOutcome.LOST, AttemptOutcome.TIMED_OUT, AttemptOutcome.BLOCKED)
     },
 }
 

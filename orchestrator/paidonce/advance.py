@@ -11,11 +11,14 @@ Sits between the store's statements and the workers; executes no step, publishes
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from sqlalchemy import Connection
 
@@ -25,6 +28,7 @@ from paidonce.replay.cache import CacheEntry, MachineCache
 from paidonce.replay.comparison import compare_with_history
 from paidonce.replay.machine import Machine
 from paidonce.replay.progress import progress_of
+from paidonce.replay.slice_threads import SliceThreads, ThreadBusy
 from paidonce.taking_on import TakeOn, claim_taken
 from paidonce.user_errors import error_of
 from paidonce_models.database import Database
@@ -73,6 +77,8 @@ class Advanced(StrEnum):
 
     DONE = "done"
     NOT_HELD = "not_held"
+    NO_RUN = "no_run"
+    """The namespace has no such run."""
     BUSY = "busy"
     """Another thread of this process advances the run and will see what there is to see."""
 
@@ -102,6 +108,19 @@ class AdvanceSettings:
     """How much one run may ask for."""
 
 
+class SliceMarking(Protocol):
+    """Says in the store which run's agent is running, in times in which that may be what ends processes."""
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether such a time is now."""
+        raise NotImplementedError
+
+    def around(self, run_id: str) -> AbstractContextManager[None]:
+        """The time in which the agent's code runs."""
+        raise NotImplementedError
+
+
 class _Overtaken(Exception):
     """Rolls back a transaction whose guard failed."""
 
@@ -120,8 +139,20 @@ class Advancer:
         cache: MachineCache,
         settings: AdvanceSettings | None = None,
         memory: PayloadMemory | None = None,
+        *,
+        namespace: str,
+        marks: SliceMarking | None = None,
+        slices: SliceThreads | None = None,
     ) -> None:
+        """``namespace``: whose runs are advanced; any other's do not exist for it, whoever asks.
+
+        ``marks`` ``None``: nobody would count deaths against a run. ``slices`` run the agents; ``None``: the calling
+        thread does, of which there should be one.
+        """
+        self._marks = marks
+        self._slices = slices
         self._database = database
+        self._namespace = namespace
         self._registry = registry
         self._cache = cache
         self._settings = settings or AdvanceSettings()
@@ -146,7 +177,8 @@ class Advancer:
                 continue
             try:
                 served = entry.requests
-                step = self._advance_locked(entry)
+                with self._marked(run_id):
+                    step = self._advance_locked(entry)
             finally:
                 entry.lock.release()
             result.outcome = step.outcome
@@ -156,6 +188,9 @@ class Advancer:
             if entry.requests == served:
                 break
         return result
+
+    def _marked(self, run_id: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._marks is None or not self._marks.are_needed else self._marks.around(run_id)
 
     def _advance_locked(self, entry: CacheEntry) -> AdvanceResult:
         while True:
@@ -248,10 +283,10 @@ class Advancer:
         with self._database.read() as connection:
             machine = entry.machine
             log = self._read_on(connection, entry.run_id, machine)
-            head = log.head if log is not None else read_head(connection, entry.run_id)
+            head = log.head if log is not None else read_head(connection, self._namespace, entry.run_id)
             if head is None or head.state.is_terminal:
                 self._forget(entry)
-                return AdvanceResult()
+                return AdvanceResult(outcome=Advanced.NO_RUN if head is None else Advanced.DONE)
             if head.state is RunState.BLOCKED and head.state_reason != "no_worker":
                 return AdvanceResult()
             declaration = self._registry.agent(head.agent, head.agent_version)
@@ -267,7 +302,9 @@ class Advancer:
                     memory=self._memory,
                     max_payload_bytes=self._settings.max_payload_bytes,
                     bounds=self._settings.bounds,
+                    has_begun=head.consumed_seq > 0,
                 )
+                entry.thread = None if self._slices is None else self._slices.choose()
             entry.head = head
             if log is None:
                 events = read_events(
@@ -288,10 +325,12 @@ class Advancer:
                         step.position: step for step in log.recorded.values() if step.created_seq <= recorded_seq
                     }
         try:
-            for event in events:
-                machine.feed(event)
+            self._feed(entry, machine, events)
             if recorded is not None:
                 compare_with_history(self._database, head, machine, recorded, PYTHON_MINOR)
+        except ThreadBusy:
+            entry.drop()
+            return self._catch_up(entry)
         except ReplayError as error:
             self._block(entry, head, error, declaration.signature)
             return AdvanceResult()
@@ -301,10 +340,18 @@ class Advancer:
         machine.confirm(recorded_seq)
         return self._catch_up(entry) if events and machine.consumed < head.last_seq else head
 
+    def _feed(self, entry: CacheEntry, machine: Machine, events: Sequence[Event]) -> None:
+        """Run the agent, in its own thread. Raises ``ThreadBusy``: nothing was fed; another thread must replay it."""
+        if self._slices is None or entry.thread is None or not events:
+            machine.feed_all(events)
+        else:
+            self._slices.call(entry.thread, functools.partial(machine.feed_all, events))
+
     def _read_on(self, connection: Connection, run_id: str, machine: Machine | None) -> RunLog | None:
         """A short rest of the log in one statement; ``None`` where it is long or there is no run."""
         log = read_log(
             connection,
+            self._namespace,
             run_id,
             after=0 if machine is None else machine.consumed,
             first=0 if machine is None else machine.unconfirmed_position,
@@ -351,7 +398,7 @@ class Advancer:
         commit, one new step may be claimed in it: see ``take_on``. Raises ``StatementRefused`` where the store
         refuses the completion itself; what it refuses of the advance is not the attempt's fault.
         """
-        if completion.is_final and self.holds(completion.claim.agent):
+        if completion.is_final and self.holds(completion.claim.agent) and not self._must_go_apart(completion.claim):
             entry = self._cache.entry(completion.claim.run_id)
             if entry.lock.acquire(blocking=False):
                 try:
@@ -381,6 +428,10 @@ class Advancer:
             result = AdvanceResult()
         result.acceptance = acceptance
         return result
+
+    def _must_go_apart(self, claim: Claim) -> bool:
+        """Whether the agent's code may be what ended the step's process before: then the result is committed first."""
+        return claim.lost > 0 or (self._marks is not None and self._marks.are_needed)
 
     def _complete_alone(self, completion: Completion) -> Acceptance:
         if self._database.has_single_statements and fits_alone(completion):
@@ -414,19 +465,18 @@ class Advancer:
         from_seq = machine.consumed
         at_us = recorded_at_us()
         try:
-            machine.feed(
-                Event(
-                    seq=from_seq + 1,
-                    kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
-                    recorded_at_us=at_us,
-                    position=claim.position,
-                    attempts=claim.attempt,
-                    payload=completion.result_json,
-                    data=step_event_data(completion),
-                )
+            event = Event(
+                seq=from_seq + 1,
+                kind=EventKind.STEP_SUCCEEDED if completion.succeeded else EventKind.STEP_FAILED,
+                recorded_at_us=at_us,
+                position=claim.position,
+                attempts=claim.attempt,
+                payload=completion.result_json,
+                data=step_event_data(completion),
             )
-        except ReplayError:
-            entry.drop()  # recorded alone, then met again by the advance that blocks the run
+            self._feed(entry, machine, [event])
+        except (ReplayError, ThreadBusy):
+            entry.drop()  # recorded alone, then met again by the advance that blocks the run or replays it elsewhere
             return None
         except BaseException:
             entry.drop()

@@ -8,21 +8,35 @@ binding is needed then, so a flushed broker loses none.
 
 from __future__ import annotations
 
+import functools
 import inspect
-import os
-import weakref
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue, pools
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Queue, pools
+from kombu.clocks import LamportClock
 
 from paidonce.broker_addresses import AMQP_SCHEMES, read_address
 from paidonce.broker_urls import broker_url, speaks_redis
+from paidonce.own_configuration import OwnLoader, OwnSettings
 from paidonce.settings import Settings
 from paidonce_models.errors import DeclarationError
-from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
+from paidonce_models.forks import in_child, leave_to_parent
+from paidonce_models.queues import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_QUEUE,
+    SUBMIT_QUEUE,
+    broker_queue_name,
+    broker_scope,
+    is_submit_queue,
+    stored_queue_name,
+)
 
+UNACKED = ("unacked", "unacked_index", "unacked_mutex")
+"""What kombu keeps on Redis beside the queues; without a namespace's own its submissions would be given to others."""
 VISIBILITY_TIMEOUT_SECONDS = 30
 """When Redis gives a submission again that a dead worker had taken. Messages for steps and runs are not kept by Redis
 once they are delivered (see ``redis_transport``): leases and the sweeper bring those back."""
@@ -31,13 +45,23 @@ once they are delivered (see ``redis_transport``): leases and the sweeper bring 
 class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
     """A Celery app that refuses ``async def`` tasks, which Celery would report as done without running them."""
 
-    amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
     _pool: Any
+    _conf: Any
+    amqp_cls = "paidonce.redis_transport:PaidonceAMQP"
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, namespace: str = DEFAULT_NAMESPACE, **options: Any) -> None:
         super().__init__(*args, **options)
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _leave_connections_alone(this))
+        self.namespace = namespace
+        _owned(self._conf)
+        in_child(self, PaidonceCelery.leave_connections_to_the_parent)
+
+    def _get_default_loader(self) -> type[OwnLoader]:
+        """Celery's own hook; without it ``CELERY_LOADER`` decides."""
+        return OwnLoader
+
+    def _load_config(self) -> Any:
+        """Celery's own hook, which makes ``app.conf``."""
+        return _owned(super()._load_config())
 
     def leave_connections_to_the_parent(self) -> None:
         """In a child that was just forked: use none of the broker connections that exist, and close none.
@@ -45,15 +69,27 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         kombu would close them in a child of multiprocessing or billiard, which ends the connection of the parent as
         well (its next message then finds it reset), and would go on with them in a child of plain ``os.fork``.
         """
-        amqp = self.__dict__.get("amqp")
-        for group, pool in ((pools.connections, self._pool), (pools.producers, amqp and amqp._producer_pool)):
+        begin_with_free_locks(type(self), AMQP, Connection)
+        self.clock = LamportClock()  # as it has a lock too
+        self._finalize_mutex = threading.RLock()
+        amqp, in_use = self.__dict__.get("amqp"), self.__dict__.get("_pool")
+        for group, pool in ((pools.connections, in_use), (pools.producers, amqp and amqp._producer_pool)):
             if pool is not None:
+                leave_to_parent(pool)
                 pool._closed = True
                 for key in [key for key, held in group.items() if held is pool]:
                     dict.pop(group, key)  # the group's own methods take connections for keys, and keep their hashes
         self._pool = None
         if amqp is not None:
             amqp._producer_pool = None
+
+    def on_broker(self, queue: str) -> str:
+        """The broker's name of a queue of this app's namespace."""
+        return broker_queue_name(self.namespace, queue)
+
+    def in_store(self, queue: str) -> str:
+        """The store's name of a queue that the broker knows."""
+        return stored_queue_name(self.namespace, queue)
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Celery's decorator, which makes the task only when the app is used; refuses at once, where the line is."""
@@ -73,10 +109,19 @@ class PaidonceCelery(Celery):  # type: ignore[misc]  # Celery publishes no types
         return super()._task_from_fun(fun, *args, **options)
 
 
-def _leave_connections_alone(app: weakref.ref[PaidonceCelery]) -> None:
-    found = app()
-    if found is not None:
-        found.leave_connections_to_the_parent()
+def begin_with_free_locks(*types: type) -> None:
+    """In a forked child: nobody holds the locks of these types' cached properties, which all their instances share."""
+    for each in dict.fromkeys(base for one in types for base in one.__mro__):
+        for value in vars(each).values():
+            lock = getattr(value, "lock", None) if isinstance(value, functools.cached_property) else None
+            if lock is not None:
+                lock._at_fork_reinit()
+
+
+def _owned(conf: Any) -> Any:
+    """Celery makes settings of its own class only; an attribute that is set plainly becomes a setting."""
+    object.__setattr__(conf, "__class__", OwnSettings)
+    return conf
 
 
 def _refuse_async(fun: Callable[..., Any]) -> None:
@@ -90,14 +135,13 @@ def _refuse_async(fun: Callable[..., Any]) -> None:
 
 
 def queue_for(name: str, *, amqp: bool) -> Queue:
-    """The queue of that name on the default exchange; quorum on RabbitMQ.
+    """The queue of that name on the broker, on the default exchange; quorum on RabbitMQ.
 
-    ``paidonce.submit`` stays a classic queue, because that is what a stock Celery
+    A queue for submissions stays a classic one, because that is what a stock Celery
     producer declares when it names a queue; another type would refuse it.
     """
-    full = full_queue_name(name)
-    arguments = {"x-queue-type": "quorum"} if amqp and full != SUBMIT_QUEUE else None
-    return Queue(full, Exchange(""), routing_key=full, durable=True, queue_arguments=arguments)
+    arguments = {"x-queue-type": "quorum"} if amqp and not is_submit_queue(name) else None
+    return Queue(name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments)
 
 
 def speaks_amqp(url: str) -> bool:
@@ -108,16 +152,18 @@ def speaks_amqp(url: str) -> bool:
 def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connections: int = 16) -> PaidonceCelery:
     """An app on the settings' broker; starts the embedded one where none is configured.
 
-    ``queues`` are those a worker consumes, besides ``paidonce.submit``.
+    ``queues`` are those a worker consumes, besides that of submissions.
     Raises ``BrokerUnreachable`` when the embedded broker cannot be started.
     """
     url = broker_url(settings)
     amqp = speaks_amqp(url)
     address = read_address(url)
-    app = PaidonceCelery("paidonce", broker=address.url, set_as_current=False)
-    names = [full_queue_name(name) for name in queues] or [DEFAULT_QUEUE]
-    if SUBMIT_QUEUE not in names:
-        names.append(SUBMIT_QUEUE)
+    app = PaidonceCelery("paidonce", broker=address.url, set_as_current=False, namespace=settings.namespace)
+    names = [app.on_broker(name) for name in (*(tuple(queues) or (DEFAULT_QUEUE,)), SUBMIT_QUEUE)]
+    scope = broker_scope(settings.namespace)
+    if scope is not None:
+        # Broadcasts of another namespace (shutdown, revoke, rate limits) and its events go past these workers.
+        app.conf.update(control_exchange=scope, event_exchange=f"{scope}.events")
     app.conf.update(
         task_queues=[queue_for(name, amqp=amqp) for name in dict.fromkeys(names)],
         task_default_queue=names[0],
@@ -153,7 +199,7 @@ def build_celery_app(settings: Settings, *, queues: Iterable[str] = (), connecti
         worker_enable_remote_control=True,
         broker_use_ssl=address.kombu_ssl,
         broker_transport_options={
-            **_transport_options(url, connections, largest_submission_bytes(settings)),
+            **_transport_options(url, connections, largest_submission_bytes(settings), scope),
             **address.transport_options,
         },
         broker_heartbeat=30 if amqp else 0,
@@ -167,9 +213,10 @@ def largest_submission_bytes(settings: Settings) -> int:
     return 3 * settings.max_payload_bytes + 64 * 1024
 
 
-def _transport_options(url: str, connections: int, largest_body_bytes: int) -> dict[str, Any]:
+def _transport_options(url: str, connections: int, largest_body_bytes: int, scope: str | None) -> dict[str, Any]:
     if speaks_redis(url):
         return {
+            **({} if scope is None else {f"{key}_key": f"{scope}.{key}" for key in UNACKED}),
             # In base64, with the envelope around it.
             "max_message_bytes": largest_body_bytes * 4 // 3 + 64 * 1024,
             "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,

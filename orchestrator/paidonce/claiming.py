@@ -42,7 +42,10 @@ class Claimer:
         self._memory = memory
 
     def claim(self, run_id: str, position: int) -> Claim | None:
-        """The step, or ``None`` where it is finished, running, not yet due, or held by a budget from now on."""
+        """The step, or ``None`` where it is finished, running, not yet due, or held by a budget from now on.
+
+        ``None`` as well where it is none of the claimant's namespace.
+        """
         found = self._claim(run_id, position, suspects=True)
         return None if isinstance(found, Suspect) else found
 
@@ -54,6 +57,7 @@ class Claimer:
         claim = self._database.transact(
             lambda connection: claim_step(
                 connection,
+                namespace=self._claimant.namespace,
                 run_id=run_id,
                 position=position,
                 worker=self._claimant.worker,
@@ -67,11 +71,16 @@ class Claimer:
             return claim
 
         def claim_otherwise(connection: Connection) -> Claim | Refusal | Suspect | None:
-            suspect = None if suspects else find_suspect(connection, run_id=run_id, position=position)
+            suspect = (
+                None
+                if suspects
+                else find_suspect(connection, namespace=self._claimant.namespace, run_id=run_id, position=position)
+            )
             if suspect is not None:
                 return suspect
             return claim_within_budgets(
                 connection,
+                namespace=self._claimant.namespace,
                 run_id=run_id,
                 position=position,
                 worker=self._claimant.worker,

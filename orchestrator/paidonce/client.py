@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,20 +23,25 @@ from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
 from paidonce.submission import new_run
+from paidonce.values import Codec, codec_for, natural_json
+from paidonce.values.kept import accept_kept
 from paidonce_models.database import Database
 from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import (
     BrokerUnreachable,
+    InvalidInput,
     ResultTimeout,
     RunBlocked,
     RunCancelled,
     RunFailed,
 )
+from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.masking import mask
 from paidonce_models.payloads import split
 from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
+from paidonce_models.store.blocked_steps import find_blocked_step, read_kept
 from paidonce_models.store.cancel_run import cancel_run
 from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.queries import RunView, StepView, list_runs, read_run, read_state, read_steps, resolve_run
@@ -47,6 +53,8 @@ log = logging.getLogger(__name__)
 
 UNRESOLVED: Final = object()
 """No result was given; ``None`` is one."""
+KEPT: Final = object()
+"""Stands for the result that was kept of a blocked step."""
 FIRST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.5
 
@@ -66,17 +74,17 @@ class RunHandle:
     def state(self) -> str:
         """The run's state, such as ``running`` or ``succeeded``."""
         with self._client.database.read() as connection:
-            return read_state(connection, self.id)[0].value
+            return read_state(connection, self._client.settings.namespace, self.id)[0].value
 
     def view(self) -> RunView:
         """The run as it is in the store."""
         with self._client.database.read() as connection:
-            return read_run(connection, self.id)
+            return read_run(connection, self._client.settings.namespace, self.id)
 
     def steps(self) -> list[StepView]:
         """The run's steps in order."""
         with self._client.database.read() as connection:
-            return read_steps(connection, self.id)
+            return read_steps(connection, self._client.settings.namespace, self.id)
 
     def cancel(self) -> None:
         """Ask the run to end; its ``finally`` blocks may still await steps. Does nothing where it has ended."""
@@ -89,6 +97,13 @@ class RunHandle:
         the step is not unknown, ``NotFound`` if there is none.
         """
         self._client.resolve(self.id, step, result=result)
+
+    def resolve_kept(self, step: int) -> None:
+        """Say that what was kept of a ``blocked`` step is its result, as JSON if not as the objects that it was.
+
+        Raises ``InvalidInput`` where nothing is kept as data, or today's type does not take it.
+        """
+        self._client.resolve(self.id, step, result=KEPT)
 
     def resolve_failed(self, step: int, message: str | None = None) -> None:
         """Say that an ``unknown`` step did not do its work; its agent gets ``StepFailed``. Raises as above."""
@@ -133,12 +148,12 @@ class RunHandle:
 
     def _has_ended(self) -> bool:
         with self._client.database.read() as connection:
-            state, reason = read_state(connection, self.id)
+            state, reason = read_state(connection, self._client.settings.namespace, self.id)
         return state.is_terminal or (state is RunState.BLOCKED and reason != "no_worker")
 
     def _timed_out(self, timeout: float | None) -> ResultTimeout:
         with self._client.database.read() as connection:
-            state, reason = read_state(connection, self.id)
+            state, reason = read_state(connection, self._client.settings.namespace, self.id)
         why = f" ({reason})" if reason else ""
         waited = "" if timeout is None else f" after {timeout:g} s"
         return ResultTimeout(
@@ -150,7 +165,7 @@ class RunHandle:
             data = run.result if run.result is not None else b"null"
             if self._agent is not None:
                 return self._agent.result_codec.decode(data, f"result of run {self.id}")
-            return decode_json(data)
+            return natural_json(decode_json(data))
         error = run.error or {}
         described = f"{error.get('type', 'Error')}: {error.get('message', '')}"
         kind = {RunState.CANCELLED: RunCancelled, RunState.BLOCKED: RunBlocked}.get(run.state, RunFailed)
@@ -158,7 +173,10 @@ class RunHandle:
 
 
 class Client:
-    """Submits runs to the store and the broker that the settings name. Safe to share between threads."""
+    """Submits runs to the store and the broker that the settings name. Safe to share between threads.
+
+    A forked child may go on with the client of its parent: it makes connections of its own there.
+    """
 
     def __init__(
         self,
@@ -172,10 +190,29 @@ class Client:
         self.settings = settings if settings is not None else load_settings(**overrides)
         self._registry = registry if registry is not None else default_registry
         self._publisher = publisher
+        self._publisher_is_ours = publisher is None
+        self._database: Database | None = None
+        self._begin_in_child()
+        in_child(self, Client._begin_in_child)
 
-    @functools.cached_property
+    def _begin_in_child(self) -> None:
+        self._making = threading.Lock()  # one that a thread of the parent holds would stay locked
+        if self._publisher_is_ours and self._publisher is not None:
+            leave_to_parent(self._publisher)
+            self._publisher = None
+
+    @property
     def database(self) -> Database:
         """The store, its schema checked. Raises ``StoreUnreachable`` or ``SchemaMismatch``."""
+        database = self._database
+        if database is None:
+            with self._making:
+                database = self._database
+                if database is None:
+                    database = self._database = self._open()
+        return database
+
+    def _open(self) -> Database:
         make_private_folder(self.settings.home, is_ours=True)
         database = open_store(self.settings, pool_size=self.settings.database_pool_size)
         try:
@@ -235,7 +272,7 @@ class Client:
         """The handle of a run by its id or an alias such as the Celery task's id. Raises ``NotFound``."""
         with self.database.read() as connection:
             found = resolve_run(connection, self.settings.namespace, run_id)
-            agent = read_run(connection, found, with_payloads=False).agent
+            agent = read_run(connection, self.settings.namespace, found, with_payloads=False).agent
         return RunHandle(self, found, self._registry.agent(agent))
 
     def runs(self, *, state: str | None = None, agent: str | None = None, most: int = 100) -> list[RunView]:
@@ -244,34 +281,64 @@ class Client:
             return list_runs(connection, self.settings.namespace, state=state, agent=agent, most=most)
 
     def cancel(self, run_id: str) -> None:
-        """Ask a run to end; see ``RunHandle.cancel``."""
-        grace = self.settings.cancel_grace_seconds
-        self._publish(self.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=grace)))
+        """Ask a run to end; see ``RunHandle.cancel``. Raises ``NotFound`` where the namespace has no such run."""
+        namespace, grace = self.settings.namespace, self.settings.cancel_grace_seconds
+
+        def cancel(connection: Connection) -> list[Message]:
+            return cancel_run(connection, namespace, resolve_run(connection, namespace, run_id), grace_seconds=grace)
+
+        self._publish(self.database.transact(cancel))
 
     def resolve(self, run_id: str, step: int, *, result: Any = UNRESOLVED, failed: str | None = None) -> None:
-        """Say what came of an ``unknown`` step; neither ``result`` nor ``failed``: try it again. See ``RunHandle``."""
+        """Say what came of an ``unknown`` or ``blocked`` step; neither ``result`` nor ``failed``: try it again.
+
+        See ``RunHandle``.
+        """
         self._publish(
             [self.database.transact(lambda connection: self._resolve(connection, run_id, step, result, failed))]
         )
 
     def _resolve(self, connection: Connection, run_id: str, step: int, result: Any, failed: str | None) -> Message:
+        namespace = self.settings.namespace
+        run_id = resolve_run(connection, namespace, run_id)
         if failed is not None:
-            return resolve_as_failed(connection, run_id=run_id, position=step, message=mask(failed))
+            return resolve_as_failed(
+                connection, namespace=namespace, run_id=run_id, position=step, message=mask(failed)
+            )
         if result is UNRESOLVED:
-            return resolve_by_retry(connection, run_id=run_id, position=step)
+            return resolve_by_retry(connection, namespace=namespace, run_id=run_id, position=step)
         where = f"result of step {step} of run {run_id}"
-        name = next((each.name for each in read_steps(connection, run_id) if each.step == step), "")
+        name = next((each.name for each in read_steps(connection, namespace, run_id) if each.step == step), "")
         declaration = self._registry.step(name)
         codec = None if declaration is None else declaration.result_codec
-        encoded = encode_json(result, where) if codec is None else codec.accept(result, where)
+        if result is KEPT:
+            encoded = self._kept(connection, run_id, step, codec or codec_for(object), where)
+        else:
+            encoded = encode_json(result, where) if codec is None else codec.accept(result, where)
         split_result = split(encoded, limit_bytes=self.settings.max_payload_bytes)
-        return resolve_as_succeeded(connection, run_id=run_id, position=step, result=split_result)
+        return resolve_as_succeeded(connection, namespace=namespace, run_id=run_id, position=step, result=split_result)
+
+    def _kept(self, connection: Connection, run_id: str, step: int, codec: Codec, where: str) -> bytes:
+        blocked = find_blocked_step(connection, run_id=run_id, position=step)
+        data = None if blocked is None else read_kept(connection, blocked)
+        if blocked is None or data is None:
+            raise InvalidInput(f"nothing is kept of step {step} of run {run_id}; say what it returned")
+        if blocked.text_only:
+            raise InvalidInput(
+                f"step {step} of run {run_id}: of {', '.join(blocked.text_only)} only a text for people could be kept, "
+                f"which is no result; see it with `paidonce show {run_id} --step {step}` and say what it was"
+            )
+        return accept_kept(data, codec, where, is_same_code=False, by_hand=True)
 
     def _publish(self, messages: list[Message]) -> None:
         try:
-            if self._publisher is None:
-                self._publisher = Publisher(build_celery_app(self.settings), self.settings)
-            self._publisher.publish(messages)
+            publisher = self._publisher
+            if publisher is None:
+                with self._making:
+                    publisher = self._publisher
+                    if publisher is None:
+                        publisher = self._publisher = Publisher(build_celery_app(self.settings), self.settings)
+            publisher.publish(messages)
         except BrokerUnreachable as error:
             log.warning("%s", error.message, extra={"event": "broker_away"})
 

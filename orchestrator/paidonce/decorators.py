@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from paidonce.budget_texts import LARGEST_AMOUNT
 from paidonce.declarations import DEFAULT_QUEUE, AgentDeclaration, StepDeclaration, code_signature, module_name_of
+from paidonce.lazy_results import lazy_message, wrapped_lazily
 from paidonce.policies.declared import decorator_keys
 from paidonce.policies.policy import WhenOpen
 from paidonce.registry import default_registry
@@ -139,6 +140,10 @@ def _declare_step(
     where = f"{kind} {own_name}"
     _stored(where, "name", own_name, MAX_STEP_NAME_BYTES)
     _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
+    lazy = wrapped_lazily(fn)
+    if lazy is not None:
+        kind_of_work = "coroutine" if inspect.iscoroutinefunction(lazy) else "generator"
+        raise DeclarationError(f"{where}: {lazy_message(lazy, kind_of_work)}")
     if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
         raise DeclarationError(f"{where} is a generator; return a list instead, its result is stored as one value")
     if delivery not in DELIVERIES:
@@ -221,6 +226,9 @@ def _declare_agent(
 ) -> AgentDeclaration[..., Any]:
     parameters = _parameters("agent", fn)
     own_name = name or fn.__name__
+    lazy = wrapped_lazily(fn)
+    if lazy is not None:
+        raise DeclarationError(f"agent {own_name!r}: {lazy_message(lazy, 'coroutine')}")
     if not inspect.iscoroutinefunction(fn):
         raise DeclarationError(f"agent {own_name!r} is a plain def; declare it with `async def`, it has to await steps")
     where = f"agent {own_name!r}"

@@ -13,9 +13,10 @@ from collections.abc import Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paidonce.attempt_policies import attempt_policies
+from paidonce.lazy_results import drop, is_lazy, lazy_message
 from paidonce.usage import current_recorder, innermost_tool
 from paidonce_models.documents import Encoded
-from paidonce_models.errors import InvalidInput
+from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable
 
 if TYPE_CHECKING:
     from paidonce.declarations import Declaration
@@ -42,7 +43,11 @@ class Invocation(Coroutine[Any, Any, Any]):
         if machine is not None:
             machine.note_call()
             self._hash = machine.loop.next_ordinal()
-            self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
+            try:
+                self.arguments = declaration.parameters.encode_arguments(args, kwargs, memory=machine.memory)
+            except (NotSerialisable, DeclarationError) as error:
+                machine.note_unfit(error)
+                raise
         else:
             self._hash = id(self) >> 4
             self._args, self._kwargs = args, kwargs
@@ -113,7 +118,7 @@ async def _elsewhere(declaration: Declaration[..., Any], args: Sequence[Any], kw
     async def body() -> Any:
         if inspect.iscoroutinefunction(declaration.fn):
             return await declaration.fn(*args, **kwargs)
-        return await asyncio.to_thread(declaration.fn, *args, **kwargs)
+        return _done(declaration, await asyncio.to_thread(declaration.fn, *args, **kwargs))
 
     policies = attempt_policies.get()
     with innermost_tool(declaration.name):
@@ -129,11 +134,19 @@ def run_inline(declaration: Declaration[..., Any], args: Sequence[Any], kwargs: 
     _refuse_uncertain(declaration)
 
     def body() -> Any:
-        return declaration.fn(*args, **kwargs)
+        return _done(declaration, declaration.fn(*args, **kwargs))
 
     policies = attempt_policies.get()
     with innermost_tool(declaration.name):
         return body() if policies is None else policies.call(declaration, body)
+
+
+def _done(declaration: Declaration[..., Any], value: Any) -> Any:
+    """The value of a plain ``def``. Raises ``DeclarationError`` where it is work that nobody has done."""
+    if is_lazy(value):
+        drop(value)
+        raise DeclarationError(f"{declaration!r}: {lazy_message(declaration.fn, type(value).__name__)}")
+    return value
 
 
 def _refuse_uncertain(declaration: Declaration[..., Any]) -> None:

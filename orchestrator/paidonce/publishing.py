@@ -17,6 +17,7 @@ from paidonce.celery_app import PaidonceCelery, queue_for, speaks_amqp
 from paidonce.embedded import ensure_embedded_valkey
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError
+from paidonce_models.forks import in_child
 from paidonce_models.log_texts import cause_of
 from paidonce_models.store.messages import Message, StepMessage
 
@@ -74,6 +75,11 @@ class Publisher:
         self._app = app
         self._settings = settings
         self._amqp = speaks_amqp(str(app.conf.broker_url))
+        self._begin_empty()
+        in_child(self, Publisher._begin_empty)
+
+    def _begin_empty(self) -> None:
+        """Also in a forked child, where the parent's lock may be held by a thread that is not there."""
         self._declared: dict[str, float] = {}
         self._away_until = 0.0
         self._guard = threading.Lock()
@@ -95,11 +101,12 @@ class Publisher:
 
     def _send(self, producer: Any, message: Message) -> None:
         body, headers, properties = celery_message(self._app, message, self._origin)
-        self._declare_anew(producer, message.queue)
+        queue = self._app.on_broker(message.queue)  # here and not in the store: rows outlive such names
+        self._declare_anew(producer, queue)
         producer.publish(
             body,
             exchange="",
-            routing_key=message.queue,
+            routing_key=queue,
             serializer="json",
             headers=headers,
             delivery_mode=2,
@@ -148,13 +155,22 @@ class Publisher:
                 log.warning("%s", unavailable.message, extra={"event": "embedded_broker_away"})
 
     def depth(self, queues: Iterable[str]) -> dict[str, int]:
-        """How many messages wait in each queue; a queue that cannot be asked is left out."""
+        """How many messages wait in each queue, by its name in the store; one that cannot be asked is left out."""
+        names = {self._app.on_broker(name): name for name in queues}
+        return {names[found]: waiting for found, waiting in self.depth_on_broker(names).items()}
+
+    def depth_on_broker(self, names: Iterable[str]) -> dict[str, int]:
+        """The same for the broker's own names, of whatever namespace."""
         depths: dict[str, int] = {}
         try:
             with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
-                for name in queues:
+                for name in names:
                     queue = queue_for(name, amqp=self._amqp)(producer.channel)
-                    depths[name] = int(queue.queue_declare(passive=self._amqp).message_count)
+                    try:
+                        depths[name] = int(queue.queue_declare(passive=self._amqp).message_count)
+                    except producer.connection.channel_errors:
+                        # No such queue on RabbitMQ, which closes the channel for the question.
+                        producer.revive(producer.connection.channel())
         except (*_BROKER_ERRORS, *self._app.connection_for_write().connection_errors):
             return depths
         return depths

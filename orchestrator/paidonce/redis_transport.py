@@ -7,7 +7,7 @@ against items that are no messages (``envelopes``), which cost kombu a reconnect
   client is only a handle on the channel's connection pool and safe to share between threads: a channel keeps one.
 - kombu copies every message it takes into ``unacked`` and deletes it there when it is acknowledged, two transactions
   that only matter a visibility timeout later. What a message for a step or a run asks for is in the store and the
-  sweeper sends it again, so only the messages of ``paidonce.submit``, which exist nowhere else, are copied.
+  sweeper sends it again, so only submissions, which exist nowhere else, are copied.
 
 An unreadable item on a queue's list, among the unacknowledged or on a channel is dropped with one line, and nothing
 waits for it. Everything else is kombu's.
@@ -37,12 +37,14 @@ from paidonce.envelopes import UnreadableEnvelope, check_envelope, delivered_fro
 from paidonce.flood_log import FloodLog
 from paidonce.stored_texts import fits
 from paidonce.unread_bodies import refuse_compression
+from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.log_texts import loggable
-from paidonce_models.queues import SUBMIT_QUEUE
+from paidonce_models.queues import is_submit_queue
 
 log = logging.getLogger(__name__)
 
 LONGEST_QUEUE_NAME = 255
+SUBMIT_TASK = "paidonce.submit"
 JUNK_BATCH = 50
 JUNK_ROUNDS = 20
 """How much junk is taken before the loop looks at anything else again."""
@@ -53,7 +55,7 @@ LARGEST_ITEM_BYTES = 256 * 1024 * 1024
 def exists_nowhere_else(message: Any) -> bool:
     """Whether the store does not know yet what this message asks for."""
     headers = message.headers if isinstance(message.headers, dict) else {}
-    return message.delivery_info["routing_key"] == SUBMIT_QUEUE or headers.get("task") == SUBMIT_QUEUE
+    return is_submit_queue(message.delivery_info["routing_key"]) or headers.get("task") == SUBMIT_TASK
 
 
 class Message(virtual.Message):
@@ -174,6 +176,15 @@ class Channel(redis.Channel):
     unacked_mutex_key = "paidonce.unacked_mutex"
     _kept: tuple[Any, Any] | None = None
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        in_child(self, Channel._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: before kombu closes the pools there, which it does in some kinds of children only."""
+        leave_to_parent(self.__dict__)
+        self._pool = self._async_pool = self._kept = None
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)  # carries a connection of its own: never shared
@@ -269,7 +280,7 @@ class Channel(redis.Channel):
         One item a round trip kept a run waiting for seconds behind some thousand of them. Submissions exist nowhere
         else before they are delivered, so they are taken one by one.
         """
-        if queue == SUBMIT_QUEUE:
+        if is_submit_queue(queue):
             return
         for _ in range(JUNK_ROUNDS):
             if not self.qos.can_consume():

@@ -35,6 +35,7 @@ from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.masking import MASK, mask, mask_names
 from paidonce_models.money import nanousd_from_usd
+from paidonce_models.queues import DEFAULT_NAMESPACE, EXPECTED_NAMESPACE, is_namespace
 from paidonce_models.visible_text import visible
 
 BROKER_SCHEMES = (*AMQP_SCHEMES, *REDIS_SCHEMES, "memory")
@@ -98,9 +99,8 @@ class Settings(StoreSettings):
         description="How long a tool that is called inside a step may be tried again in place.",
     )
     namespace: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="Keeps the runs of several teams apart in one store.",
+        default=DEFAULT_NAMESPACE,
+        description="Keeps several teams apart in one store and on one broker: their runs, queues and workers.",
     )
     lease_seconds: float = Field(
         default=10,
@@ -260,6 +260,13 @@ class Settings(StoreSettings):
     def _absolute_path(cls, path: Path) -> Path:
         """Absolute at once, so that a child process in another folder means the same place."""
         return path.expanduser().absolute()
+
+    @field_validator("namespace")
+    @classmethod
+    def _known_namespace(cls, namespace: str) -> str:
+        if not is_namespace(namespace):
+            raise ValueError(EXPECTED_NAMESPACE)
+        return namespace
 
     @field_validator("agents", "masked_names", mode="before")
     @classmethod

@@ -166,6 +166,6 @@ class Site:
             except subprocess.TimeoutExpired:
                 worker.kill()
         for name in ("client", "stranger"):
-            if name in self.__dict__ and "database" in self.__dict__[name].__dict__:
+            if name in self.__dict__ and self.__dict__[name]._database is not None:
                 self.__dict__[name].database.close()
         stop_embedded(Path(self.settings["home"]))

@@ -84,7 +84,7 @@ def test_arguments_that_do_not_fit_fail_the_run(shared: Site) -> None:
 def run_worker(site: Site, module: str, **settings: str) -> tuple[int, str]:
     """Start Celery's own command and wait for its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "--pool", "solo"],
+        [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "--concurrency", "1"],
         cwd=site.folder,
         env=site.environment([module], **settings),
         stdin=subprocess.DEVNULL,

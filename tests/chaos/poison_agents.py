@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -54,3 +55,17 @@ async def innocent(server: str, steps: int, latency_ms: float) -> int:
     for number in range(steps):
         await innocent_call(server, number, latency_ms)
     return steps
+
+
+@agent
+async def ends_between_awaits(kind: str, server: str) -> int:
+    """Pays for two calls; its own code ends the process before the first, after it, or after both at once."""
+    if kind == "at once":
+        os._exit(3)
+    await innocent_call(server, 1, 100)
+    if kind == "after a step":
+        os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.gather(innocent_call(server, 2, 100), innocent_call(server, 3, 100))
+    if kind == "after two at once":
+        ctypes.string_at(0)
+    return 3

@@ -11,6 +11,7 @@ from paidonce_models.errors import RunFailed
 from tests.chaos import poison_agents
 from tests.chaos.engines import Engines
 from tests.chaos.stage import QUICK_LEASES, WITH_POISON, Stage
+from tests.services.waiting import wait_until
 
 POISON_RUNS = 20
 GOOD_RUNS = 4
@@ -49,3 +50,34 @@ def test_a_good_step_beside_many_that_kill_their_process_is_repeated_twice_at_mo
     assert evidence.requests <= GOOD_RUNS * GOOD_STEPS * (1 + MOST_REPEATS)
     assert stage.deaths <= 2 * POISON_RUNS, "from the third attempt on, or the second, every worker survives"
     print(f"{stage.deaths} deaths, attempts of good steps {dict(Counter(of_good.values()))}")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_an_agent_that_ends_its_process_between_awaits_is_blocked_and_pays_nothing_twice(
+    some_engines: Engines, make_stage: Callable[..., Stage], pool: str
+) -> None:
+    stage = make_stage(some_engines, **QUICK_LEASES)
+    stage.start(workers=2, concurrency=4, pool=pool, modules=WITH_POISON)
+    doomed = {
+        kind: stage.client.submit(poison_agents.ends_between_awaits, {"kind": kind, "server": stage.server.url})
+        for kind in ("at once", "after a step", "after two at once")
+    }
+    given = {"server": stage.server.url, "steps": GOOD_STEPS, "latency_ms": 400}
+    stage.handles += [stage.client.submit(poison_agents.innocent, given) for _ in range(GOOD_RUNS)]
+
+    def all_settled() -> bool:
+        stage.restart_the_dead()
+        return all(handle.state == "blocked" for handle in doomed.values()) and all(
+            handle.state == "succeeded" for handle in stage.handles
+        )
+
+    wait_until(all_settled, "the doomed are blocked, the good have succeeded", LIMIT_SECONDS)
+
+    for handle in doomed.values():
+        assert handle.view().state_reason == "slice_ends_process"
+    stage.assert_nothing_repeated()
+    attempts = Counter((attempt.run_id, attempt.position) for attempt in stage.attempts())
+    assert max(attempts.values()) <= 1 + MOST_REPEATS, attempts
+    of_doomed = [attempts[step] for step in attempts if step[0] in {handle.id for handle in doomed.values()}]
+    assert sum(of_doomed) <= 4 + len(doomed), "the first death takes the step with it, the next find it committed"
+    print(f"{stage.deaths} deaths, attempts {dict(attempts)}")

@@ -54,14 +54,16 @@ def test_every_message_is_delivered_twice_and_every_step_is_paid_once(engines: E
 def test_one_of_many_workers_that_claim_a_step_at_once_gets_it(database_url: str, make_stage: MakeStage) -> None:
     stage = make_stage(Engines(name="store", database_url=database_url, broker_url=NO_BROKER))
     [handle] = stage.submit(1, steps=1, latency_ms=0)
-    Advancer(stage.client.database, default_registry, MachineCache(1)).advance(handle.id)
+    Advancer(stage.client.database, default_registry, MachineCache(1), namespace="default").advance(handle.id)
     databases = [Database(stage.settings.database_url, pool_size=1) for _ in range(8)]
     together = threading.Barrier(len(databases))
 
     def claim(database: Database) -> bool:
         together.wait()
         found = database.transact(
-            lambda connection: claim_step(connection, run_id=handle.id, position=1, worker="w:1:a", lease_us=10**7)
+            lambda connection: claim_step(
+                connection, namespace="default", run_id=handle.id, position=1, worker="w:1:a", lease_us=10**7
+            )
         )
         return found is not None
 

@@ -50,7 +50,7 @@ def record(name: str) -> list[History]:
         histories: list[History] = []
         with tester.database.read() as connection:
             for run_id in family_of(connection, run.run_id):
-                head = read_head(connection, run_id)
+                head = read_head(connection, "default", run_id)
                 if head is None:
                     raise LookupError(run_id)
                 events = [e for e in read_events(connection, head.namespace, run_id, 0) if e.seq <= head.consumed_seq]

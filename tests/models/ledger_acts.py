@@ -107,7 +107,7 @@ class Lives:
         """Somebody asks a run to end."""
         if self.runs and self.random.random() < 0.3:
             run_id = self.random.choice(self.runs)
-            self.store.transact(cancel_run, run_id, grace_seconds=0)
+            self.store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=0)
 
     def end(self) -> None:
         """An agent returns, raises or ends its cancellation, whatever its steps do."""

@@ -119,7 +119,7 @@ class Store:
 
     def head(self, run_id: str) -> RunHead:
         """Where a run stands."""
-        head = self.read(read_head, run_id)
+        head = self.read(read_head, NAMESPACE, run_id)
         assert head is not None
         return head
 
@@ -162,7 +162,8 @@ class Store:
 
     def claim(self, run_id: str, position: int = 1, worker: str = "w1") -> Claim | None:
         """Claim a step; where budgets apply, reserve what ``expectations`` say. ``None`` if it is held, too."""
-        key: dict[str, Any] = {"run_id": run_id, "position": position, "worker": worker, "lease_us": LEASE_US}
+        key: dict[str, Any] = {"namespace": NAMESPACE, "run_id": run_id, "position": position}
+        key |= {"worker": worker, "lease_us": LEASE_US}
         claim = self.transact(claim_step, **key)
         if claim is not None:
             return claim

@@ -11,7 +11,7 @@ from paidonce_models.store.blocking import block_run
 from paidonce_models.store.cancel_run import cancel_run
 from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.queries import read_run, read_state
-from tests.models.stored_runs import Store, succeeded
+from tests.models.stored_runs import NAMESPACE, Store, succeeded
 from tests.services.waiting import wait_until
 
 GRACE_SECONDS = 60.0
@@ -45,17 +45,17 @@ def _parent_and_child(store: Store) -> tuple[str, str]:
 
 def test_a_running_run_is_asked_once(store: Store) -> None:
     run_id = store.running()
-    (message,) = store.transact(cancel_run, run_id, grace_seconds=GRACE_SECONDS)
+    (message,) = store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS)
     assert isinstance(message, AdvanceMessage) and message.run_id == run_id
-    assert store.transact(cancel_run, run_id, grace_seconds=GRACE_SECONDS) == []
+    assert store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS) == []
     assert _kinds(store, run_id) == ["started", "cancel"]
-    assert store.read(read_state, run_id)[0] is RunState.RUNNING
+    assert store.read(read_state, NAMESPACE, run_id)[0] is RunState.RUNNING
 
 
 def test_a_run_that_never_began_ends_at_once(store: Store) -> None:
     run_id = store.submit().run_id
-    assert store.transact(cancel_run, run_id, grace_seconds=GRACE_SECONDS) == []
-    run = store.read(read_run, run_id)
+    assert store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS) == []
+    run = store.read(read_run, NAMESPACE, run_id)
     assert run.state is RunState.CANCELLED and run.finished_at is not None
     assert store.advance(run_id, steps=1) is None, "an advance that was under way writes nothing"
 
@@ -63,8 +63,8 @@ def test_a_run_that_never_began_ends_at_once(store: Store) -> None:
 def test_a_blocked_run_ends_with_all_it_has_open(store: Store) -> None:
     run_id = store.running(steps=2)
     _block(store, run_id)
-    store.transact(cancel_run, run_id, grace_seconds=GRACE_SECONDS)
-    assert store.read(read_state, run_id)[0] is RunState.CANCELLED
+    store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS)
+    assert store.read(read_state, NAMESPACE, run_id)[0] is RunState.CANCELLED
     assert {row.state for row in store.rows("SELECT state FROM steps")} == {"cancelled"}
 
 
@@ -72,7 +72,7 @@ def test_the_parent_of_a_blocked_child_is_told(store: Store) -> None:
     parent, child = _parent_and_child(store)
     store.advance(child, steps=1)
     _block(store, child)
-    messages = store.transact(cancel_run, child, grace_seconds=GRACE_SECONDS)
+    messages = store.transact(cancel_run, NAMESPACE, child, grace_seconds=GRACE_SECONDS)
     assert [message.run_id for message in messages] == [parent]
     assert _kinds(store, parent) == ["started", "step_failed"]
     assert store.row("SELECT state FROM steps WHERE run_id = :r", r=parent).state == "cancelled"
@@ -81,9 +81,9 @@ def test_the_parent_of_a_blocked_child_is_told(store: Store) -> None:
 def test_an_ended_run_is_left_as_it_is(store: Store) -> None:
     run_id = store.running()
     store.advance(run_id, end=succeeded())
-    assert store.transact(cancel_run, run_id, grace_seconds=GRACE_SECONDS) == []
-    assert store.transact(cancel_run, "nobody", grace_seconds=GRACE_SECONDS) == []
-    assert store.read(read_state, run_id)[0] is RunState.SUCCEEDED
+    assert store.transact(cancel_run, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS) == []
+    assert store.transact(cancel_run, NAMESPACE, "nobody", grace_seconds=GRACE_SECONDS) == []
+    assert store.read(read_state, NAMESPACE, run_id)[0] is RunState.SUCCEEDED
     assert _kinds(store, run_id) == ["started"]
 
 
@@ -102,7 +102,7 @@ def test_a_blocked_child_whose_parent_cancels_it_does_not_stay_blocked(store: St
     store.advance(grandchild, steps=1)
     _block(store, child)
     store.advance(parent, cancelled=(1,))
-    assert store.read(read_state, child)[0] is RunState.CANCELLED
+    assert store.read(read_state, NAMESPACE, child)[0] is RunState.CANCELLED
     assert _kinds(store, grandchild) == ["started", "cancel"]
 
 
@@ -111,14 +111,14 @@ def test_a_child_that_ends_after_its_parent_tells_nobody(store: Store) -> None:
     store.advance(child, steps=1)
     store.advance(parent, end=succeeded())
     store.advance(child, end=succeeded())
-    assert store.read(read_state, child)[0] is RunState.SUCCEEDED
+    assert store.read(read_state, NAMESPACE, child)[0] is RunState.SUCCEEDED
     assert _kinds(store, parent) == ["started"]
 
 
 def test_cancelling_a_child_as_it_begins_leaves_no_gap_in_its_parents_log(store: Store) -> None:
     parent, child = _parent_and_child(store)
     cancelling = threading.Thread(
-        target=store.transact, args=(cancel_run, child), kwargs={"grace_seconds": GRACE_SECONDS}
+        target=store.transact, args=(cancel_run, NAMESPACE, child), kwargs={"grace_seconds": GRACE_SECONDS}
     )
 
     def begin(connection: Connection) -> None:

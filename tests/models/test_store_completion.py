@@ -14,6 +14,7 @@ from paidonce_models.store.messages import StepMessage
 from paidonce_models.store.queries import read_attempts, read_run
 from paidonce_models.store.sweeping import take_back
 from tests.models.stored_runs import (
+    NAMESPACE,
     PRICE_NANOUSD,
     SECOND_US,
     Store,
@@ -129,7 +130,7 @@ def test_a_completion_after_its_runs_end_is_recorded_as_cancelled(store: Store) 
     store.advance(run_id, end=succeeded())
     assert store.complete(success(claim)) is Acceptance.CANCELLED
     assert _attempts(store, run_id) == [("cancelled", PRICE_NANOUSD)]
-    assert store.read(read_run, run_id).state is RunState.SUCCEEDED
+    assert store.read(read_run, NAMESPACE, run_id).state is RunState.SUCCEEDED
     assert store.head(run_id).last_seq == 1
 
 
@@ -177,7 +178,7 @@ def test_the_next_step_is_claimed_in_the_commit_that_schedules_it(store: Store) 
         progress,
         store.clock.now_us,
         taken=following,
-        claimant=Claimant(worker="w2", lease_us=10 * SECOND_US),
+        claimant=Claimant(namespace=NAMESPACE, worker="w2", lease_us=10 * SECOND_US),
     )
     assert acceptance is Acceptance.ACCEPTED
     assert [message.position for message in messages if isinstance(message, StepMessage)] == [3]

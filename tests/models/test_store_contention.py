@@ -84,7 +84,7 @@ class Contention:
     def _cancel_child(self) -> None:
         children = [run_id for run_id, parent in self._runs() if parent is not None]
         if children and self._random.randrange(3) == 0:
-            self._store.transact(cancel_run, self._random.choice(children), grace_seconds=1.0)
+            self._store.transact(cancel_run, NAMESPACE, self._random.choice(children), grace_seconds=1.0)
 
     def _sweep(self) -> None:
         store = self._store

@@ -193,7 +193,7 @@ def test_an_at_most_once_step_that_was_lost_waits_for_a_person(store: Store) -> 
     store.clock.move(LEASE_US + SECOND_US)
     assert store.transact(take_back, key_of(claim), why="dead", alone=True) is None
     assert _step(store, run_id)[0] == "unknown"
-    assert store.read(read_state, run_id) == ("waiting", "unknown_outcome")
+    assert store.read(read_state, NAMESPACE, run_id) == ("waiting", "unknown_outcome")
     assert store.claim(run_id) is None
     assert store.transact(take_due, namespace=NAMESPACE, shard=0) == []
 
@@ -211,7 +211,7 @@ def test_the_late_end_of_an_at_most_once_step_is_accepted(store: Store) -> None:
     assert _outcomes(store, run_id) == ["accepted"]
     assert not store.rows("SELECT * FROM avoided"), "nothing recovered from it"
     assert store.advance(run_id) is not None
-    assert store.read(read_state, run_id) == ("running", None)
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
 
 
 def test_the_late_failure_of_an_at_most_once_step_may_be_tried_again(store: Store) -> None:
@@ -222,7 +222,7 @@ def test_the_late_failure_of_an_at_most_once_step_may_be_tried_again(store: Stor
     assert store.complete(failure(claim, retry_after_us=SECOND_US)) is Acceptance.ACCEPTED
     assert _step(store, run_id)[0] == "retrying"
     assert _outcomes(store, run_id) == ["failed"]
-    assert store.read(read_state, run_id) == ("running", None)
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
 
 
 def test_a_superseded_attempt_cannot_make_its_step_unknown(store: Store) -> None:
@@ -232,7 +232,7 @@ def test_a_superseded_attempt_cannot_make_its_step_unknown(store: Store) -> None
     store.claimed(run_id, worker="w2")
     assert not store.transact(mark_unknown, key_of(first), error={})
     assert _step(store, run_id)[0] == "running"
-    assert store.read(read_state, run_id) == ("running", None)
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
 
 
 @pytest.mark.parametrize("key", [LeaseKey("nobody", 1, 1)])

@@ -9,7 +9,7 @@ from paidonce_models.store.leases import LeaseKey
 from paidonce_models.store.messages import AdvanceMessage, StepMessage
 from paidonce_models.store.suspicion import Suspect
 from paidonce_models.store.sweeping import company_of, take_back
-from tests.models.stored_runs import LEASE_US, SECOND_US, Store, key_of, success
+from tests.models.stored_runs import LEASE_US, NAMESPACE, SECOND_US, Store, key_of, success
 
 
 def lose(store: Store, run_id: str, *, alone: bool, position: int = 1) -> object:
@@ -75,13 +75,20 @@ def test_who_was_in_company_is_read_from_the_leases(store: Store) -> None:
 def test_a_suspect_is_left_to_those_who_isolate_it(store: Store) -> None:
     run_id = store.running()
     lose(store, run_id, alone=False)
-    first = store.transact(claim_step, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False)
+    first = store.transact(
+        claim_step, namespace=NAMESPACE, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False
+    )
     assert first is not None, "one loss in company is no suspicion"
-    assert store.read(find_suspect, run_id=run_id, position=1) is None, "it runs"
+    assert store.read(find_suspect, namespace=NAMESPACE, run_id=run_id, position=1) is None, "it runs"
     store.transact(take_back, key_of(first), why="dead", alone=False, anyway=True)
-    assert store.read(find_suspect, run_id=run_id, position=1) == Suspect(lost=2, blamed=0)
-    assert store.transact(claim_step, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False) is None
-    taken = store.transact(claim_step, run_id=run_id, position=1, worker="host", lease_us=LEASE_US)
+    assert store.read(find_suspect, namespace=NAMESPACE, run_id=run_id, position=1) == Suspect(lost=2, blamed=0)
+    assert (
+        store.transact(
+            claim_step, namespace=NAMESPACE, run_id=run_id, position=1, worker="w1", lease_us=LEASE_US, suspects=False
+        )
+        is None
+    )
+    taken = store.transact(claim_step, namespace=NAMESPACE, run_id=run_id, position=1, worker="host", lease_us=LEASE_US)
     assert taken is not None and (taken.attempt, taken.lost) == (3, 2)
 
 
@@ -89,9 +96,9 @@ def test_a_second_loss_is_a_suspicion_and_the_first_none(store: Store) -> None:
     """Most workers that die were killed from outside: what ran there alone goes on as soon as any other."""
     run_id = store.running(steps=2)
     lose(store, run_id, alone=True)
-    assert store.read(find_suspect, run_id=run_id, position=1) is None
+    assert store.read(find_suspect, namespace=NAMESPACE, run_id=run_id, position=1) is None
     lose(store, run_id, alone=True)
-    assert store.read(find_suspect, run_id=run_id, position=1) == Suspect(lost=2, blamed=2)
+    assert store.read(find_suspect, namespace=NAMESPACE, run_id=run_id, position=1) == Suspect(lost=2, blamed=2)
 
 
 def test_what_was_lost_in_company_only_is_excluded_in_the_end() -> None:

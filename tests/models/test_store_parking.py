@@ -34,7 +34,7 @@ OPEN = CircuitOpen.of("search", since=None, retry_at=None, reason="5 failures in
 
 
 def park(store: Store, run_id: str, position: int = 1, parking: Parking = PARKING) -> bool:
-    return store.transact(park_step, run_id=run_id, position=position, parking=parking)
+    return store.transact(park_step, namespace=NAMESPACE, run_id=run_id, position=position, parking=parking)
 
 
 def wake(store: Store, *, most: int = 1, due_only: bool = True) -> list[str]:
@@ -158,9 +158,9 @@ def told(data: dict[str, object] | None) -> PaidonceError:
 
 def test_the_agent_is_told_at_once_where_its_policy_says_so(store: Store) -> None:
     run_id = store.running()
-    assert store.transact(refuse_step, run_id=run_id, position=1, error=OPEN.to_json()) is not None
+    assert store.transact(refuse_step, namespace=NAMESPACE, run_id=run_id, position=1, error=OPEN.to_json()) is not None
     assert state(store, run_id)[2] == "failed"
-    assert store.transact(refuse_step, run_id=run_id, position=1, error=OPEN.to_json()) is None
+    assert store.transact(refuse_step, namespace=NAMESPACE, run_id=run_id, position=1, error=OPEN.to_json()) is None
     assert store.row("SELECT refused_calls FROM refused_calls").refused_calls == 1
 
 
@@ -169,13 +169,13 @@ def test_the_run_ends_where_its_policy_says_so(store: Store) -> None:
     store.advance(parent, children=1)
     child = store.row("SELECT id FROM runs WHERE parent_run_id = :id", id=parent).id
     store.advance(child, steps=2)
-    store.transact(fail_run, child, OPEN.to_json(), grace_seconds=0)
+    store.transact(fail_run, NAMESPACE, child, OPEN.to_json(), grace_seconds=0)
     row = store.row("SELECT state, error FROM runs WHERE id = :id", id=child)
     assert row.state == "failed" and "circuit_open" in row.error
     assert {step.state for step in store.rows("SELECT state FROM steps WHERE run_id = :id", id=child)} == {"cancelled"}
     event = store.read(read_events, NAMESPACE, parent, 1)[0]
     assert event.kind is EventKind.STEP_FAILED
-    assert store.transact(fail_run, child, OPEN.to_json(), grace_seconds=0) == []
+    assert store.transact(fail_run, NAMESPACE, child, OPEN.to_json(), grace_seconds=0) == []
 
 
 def test_a_parked_step_can_be_cancelled(store: Store) -> None:

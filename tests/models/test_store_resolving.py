@@ -31,7 +31,9 @@ def state(store: Store, run_id: str) -> tuple[str, str | None, str]:
 def test_it_succeeded_with_what_the_person_says(store: Store) -> None:
     run_id = unknown(store)
     assert state(store, run_id) == ("waiting", "unknown_outcome", "unknown")
-    store.transact(resolve_as_succeeded, run_id=run_id, position=1, result=split(b'{"paid": true}'))
+    store.transact(
+        resolve_as_succeeded, namespace=NAMESPACE, run_id=run_id, position=1, result=split(b'{"paid": true}')
+    )
     assert state(store, run_id) == ("running", None, "succeeded")
     event = store.read(read_events, NAMESPACE, run_id, 1)[0]
     assert (event.kind, event.position, event.attempts) == (EventKind.STEP_SUCCEEDED, 1, 1)
@@ -40,7 +42,7 @@ def test_it_succeeded_with_what_the_person_says(store: Store) -> None:
 
 def test_it_failed_and_the_agent_is_told(store: Store) -> None:
     run_id = unknown(store)
-    store.transact(resolve_as_failed, run_id=run_id, position=1, message="the bank says no")
+    store.transact(resolve_as_failed, namespace=NAMESPACE, run_id=run_id, position=1, message="the bank says no")
     assert state(store, run_id) == ("running", None, "failed")
     event = store.read(read_events, NAMESPACE, run_id, 1)[0]
     assert event.data is not None
@@ -55,7 +57,7 @@ def test_it_is_tried_once_more_and_the_old_attempt_is_fenced(store: Store) -> No
     run_id = store.running(delivery="at_most_once")
     old = store.claimed(run_id)
     store.transact(mark_unknown, key_of(old), error={"type": "StepTimedOut"})
-    store.transact(resolve_by_retry, run_id=run_id, position=1)
+    store.transact(resolve_by_retry, namespace=NAMESPACE, run_id=run_id, position=1)
     assert state(store, run_id) == ("running", None, "scheduled")
     assert store.complete(success(old)) is Acceptance.FENCED
     again = store.claimed(run_id)
@@ -66,9 +68,9 @@ def test_it_is_tried_once_more_and_the_old_attempt_is_fenced(store: Store) -> No
 def test_only_what_is_unknown_is_for_a_person_to_say(store: Store) -> None:
     run_id = store.running()
     with pytest.raises(InvalidInput, match="is scheduled, not unknown"):
-        store.transact(resolve_by_retry, run_id=run_id, position=1)
+        store.transact(resolve_by_retry, namespace=NAMESPACE, run_id=run_id, position=1)
     with pytest.raises(NotFound, match="has no step 7"):
-        store.transact(resolve_as_failed, run_id=run_id, position=7, message="no")
+        store.transact(resolve_as_failed, namespace=NAMESPACE, run_id=run_id, position=7, message="no")
     assert store.row("SELECT last_seq FROM runs WHERE id = :id", id=run_id).last_seq == 1
 
 
@@ -76,4 +78,4 @@ def test_an_ended_run_is_not_told_anything(store: Store) -> None:
     run_id = unknown(store)
     store.advance(run_id, end=succeeded())
     with pytest.raises(InvalidInput, match="is cancelled, not unknown"):
-        store.transact(resolve_by_retry, run_id=run_id, position=1)
+        store.transact(resolve_by_retry, namespace=NAMESPACE, run_id=run_id, position=1)

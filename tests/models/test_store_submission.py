@@ -87,7 +87,7 @@ def test_a_name_nobody_gave_is_not_found(store: Store) -> None:
 
 def test_a_submission_that_cannot_run_is_kept_with_its_error(store: Store) -> None:
     submitted = store.transact(submit_failed_run, new_run(alias="t"), {"type": "UnknownAgent", "message": "who?"})
-    run = store.read(read_run, store.read(resolve_run, NAMESPACE, "t"))
+    run = store.read(read_run, NAMESPACE, store.read(resolve_run, NAMESPACE, "t"))
     assert run.run_id == submitted.run_id
     assert (run.state, run.error) == ("failed", {"type": "UnknownAgent", "message": "who?"})
     assert run.finished_at is not None

@@ -48,8 +48,8 @@ def test_a_step_nobody_holds_blocks_its_run_after_a_while(store: Store) -> None:
     store.clock.move(2 * SECOND_US)
     assert _block_unheld(store) == 1
     assert _block_unheld(store) == 0
-    assert store.read(read_state, run_id) == ("blocked", "no_worker")
-    error = store.read(read_run, run_id).error
+    assert store.read(read_state, NAMESPACE, run_id) == ("blocked", "no_worker")
+    error = store.read(read_run, NAMESPACE, run_id).error
     assert error is not None and "module.work" in str(error["message"])
 
 
@@ -57,7 +57,7 @@ def test_an_agent_nobody_holds_blocks_its_run_after_a_while(store: Store) -> Non
     run_id = store.submit().run_id
     _wait_too_long(store)
     assert _block_unheld(store) == 1
-    assert store.read(read_state, run_id) == ("blocked", "no_worker")
+    assert store.read(read_state, NAMESPACE, run_id) == ("blocked", "no_worker")
 
 
 def test_a_live_worker_that_holds_the_code_keeps_its_backlog_running(store: Store) -> None:
@@ -66,8 +66,8 @@ def test_a_live_worker_that_holds_the_code_keeps_its_backlog_running(store: Stor
     _wait_too_long(store)
     _register(store)
     assert _block_unheld(store) == 0
-    assert store.read(read_state, run_id) == ("running", None)
-    assert store.read(read_state, waiting) == ("pending", None)
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
+    assert store.read(read_state, NAMESPACE, waiting) == ("pending", None)
 
 
 def test_workers_that_stopped_vanished_or_listen_elsewhere_hold_nothing(store: Store) -> None:
@@ -96,8 +96,8 @@ def test_a_blocked_run_goes_on_when_a_worker_registers_its_code(store: Store) ->
     assert _register(store, agents=["other"], steps=["module.other"]) == []
     messages = _register(store)
     assert {message.run_id for message in messages} == {waiting_for_step, waiting_for_agent}
-    assert store.read(read_state, waiting_for_step) == ("running", None)
-    assert store.read(read_state, waiting_for_agent)[0] == "running"
+    assert store.read(read_state, NAMESPACE, waiting_for_step) == ("running", None)
+    assert store.read(read_state, NAMESPACE, waiting_for_agent)[0] == "running"
     store.clock.move(SECOND_US)
     due = store.transact(take_due, namespace=NAMESPACE, shard=0)
     assert waiting_for_step in [entry.message.run_id for entry in due], "its step's message is sent soon"
@@ -140,7 +140,9 @@ def test_runs_submitted_before_their_agents_queue_was_known_move_there(store: St
     )
     messages = _register(store, queue="paidonce.brains")
     assert [(message.run_id, message.queue) for message in messages] == [(blocked, "paidonce.brains")]
-    queues = {run_id: store.read(read_run, run_id).queue for run_id in (waiting, blocked, begun, chosen, other)}
+    queues = {
+        run_id: store.read(read_run, NAMESPACE, run_id).queue for run_id in (waiting, blocked, begun, chosen, other)
+    }
     moved = "paidonce.brains"
     assert queues == {waiting: moved, blocked: moved, begun: QUEUE, chosen: "paidonce.chosen", other: QUEUE}
     store.clock.move(SECOND_US)
@@ -154,21 +156,21 @@ def test_a_run_that_differs_from_its_history_goes_on_with_other_code_only(store:
         block_run, run_id=run_id, from_seq=1, reason="history_mismatch", error={"message": "m"}, signature="s1"
     )
     assert _register(store, signature="s1") == []
-    assert store.read(read_state, run_id) == ("blocked", "history_mismatch")
+    assert store.read(read_state, NAMESPACE, run_id) == ("blocked", "history_mismatch")
     assert [message.run_id for message in _register(store, signature="s2")] == [run_id]
-    assert store.read(read_state, run_id) == ("running", None)
-    assert store.read(read_run, run_id).error is None
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
+    assert store.read(read_run, NAMESPACE, run_id).error is None
 
 
 def test_blocking_is_refused_once_the_run_has_been_advanced(store: Store) -> None:
     run_id = store.running()
     blocked = store.transact(block_run, run_id=run_id, from_seq=0, reason="r", error={}, signature="s")
     assert not blocked
-    assert store.read(read_state, run_id) == ("running", None)
+    assert store.read(read_state, NAMESPACE, run_id) == ("running", None)
 
 
 def test_a_deadlocked_run_is_not_called_running_because_a_worker_starts(store: Store) -> None:
     run_id = store.running(steps=0)
     store.transact(lambda c: c.exec_driver_sql("UPDATE runs SET state = 'blocked', state_reason = 'deadlock'"))
     _register(store, signature="s2")
-    assert store.read(read_state, run_id) == ("blocked", "deadlock")
+    assert store.read(read_state, NAMESPACE, run_id) == ("blocked", "deadlock")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from paidonce.advance import Advanced, Advancer, AdvanceSettings
 from paidonce.registry import Registry
 from paidonce.replay import machine as machine_module
 from paidonce.replay.cache import MachineCache
+from paidonce.replay.slice_threads import SliceThreads
 from paidonce.settings import Settings
 from paidonce.submission import new_run
 from paidonce.testing.clock import FakeClock
@@ -63,13 +65,22 @@ async def does_io() -> None:
 class Process:
     """One process that advances runs: a cache of its own."""
 
-    def __init__(self, store: Store, *declarations: Any, cache_size: int = 10, **settings: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *declarations: Any,
+        cache_size: int = 10,
+        slices: SliceThreads | None = None,
+        **settings: Any,
+    ) -> None:
         registry = Registry()
         for declaration in declarations or (first, second, advanced, both, parent, does_io):
             (registry.add_step if declaration.kind == "step" else registry.add_agent)(declaration)
         self._store = store
         self.cache = MachineCache(cache_size)
-        self.advancer = Advancer(store.database, registry, self.cache, AdvanceSettings(**settings))
+        self.advancer = Advancer(
+            store.database, registry, self.cache, AdvanceSettings(**settings), namespace="default", slices=slices
+        )
 
     def advance(self, run_id: str) -> list[Any]:
         """The messages that the advance led to."""
@@ -113,18 +124,20 @@ class Store:
 
     def claim(self, run_id: str, position: int) -> Claim:
         claim = self.database.transact(
-            lambda connection: claim_step(connection, run_id=run_id, position=position, worker="w", lease_us=10_000_000)
+            lambda connection: claim_step(
+                connection, namespace="default", run_id=run_id, position=position, worker="w", lease_us=10_000_000
+            )
         )
         assert claim is not None
         return claim
 
     def run(self, run_id: str) -> RunView:
         with self.database.read() as connection:
-            return read_run(connection, run_id)
+            return read_run(connection, "default", run_id)
 
     def steps(self, run_id: str) -> list[StepView]:
         with self.database.read() as connection:
-            return read_steps(connection, run_id)
+            return read_steps(connection, "default", run_id)
 
     def counts(self, run_id: str) -> tuple[int, int]:
         """``consumed_seq`` and ``last_seq``."""
@@ -193,7 +206,7 @@ def test_a_completion_overtaken_by_another_event_is_recorded_alone_and_nothing_i
     claim = store.claim(run_id, 1)
 
     def cancel() -> None:
-        store.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=60.0))
+        store.database.transact(lambda connection: cancel_run(connection, "default", run_id, grace_seconds=60.0))
 
     store.before_write = cancel
     process.complete(claim, "b")
@@ -386,7 +399,43 @@ def test_a_failed_step_reaches_the_agent(store: Store) -> None:
 
 def test_a_run_that_has_ended_is_left_alone(store: Store) -> None:
     process, run_id = Process(store), store.submit(advanced, text="a")
-    store.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=60.0))
+    store.database.transact(lambda connection: cancel_run(connection, "default", run_id, grace_seconds=60.0))
     assert process.advance(run_id) == []
     assert process.advance("no such run") == []
     assert store.run(run_id).state == "cancelled"
+
+
+@agent(name="advanced-thread-bound")
+async def thread_bound(text: str) -> list[object]:
+    """Keeps its place in a thread-local, as tenacity does, and looks which thread it is in."""
+    own: Any = threading.local()
+    own.asked = 0
+    threads = set()
+    for _ in range(3):
+        await first(text)
+        own.asked += 1
+        threads.add(threading.get_ident())
+    return [own.asked, len(threads)]
+
+
+def run_on_many_threads(process: Process, store: Store, run_id: str) -> None:
+    """Each delivery comes to another thread of the process, as in a worker."""
+
+    def in_thread(act: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(act).result(30)
+
+    messages = in_thread(lambda: process.advance(run_id))
+    while messages:
+        claim = store.claim(run_id, messages[0].position)
+        messages = in_thread(lambda claim=claim: process.complete(claim, "x")).messages
+
+
+def test_an_agent_sees_one_thread_whichever_of_the_workers_threads_has_its_event(store: Store) -> None:
+    process = Process(store, first, thread_bound, slices=SliceThreads(2))
+    run_ids = [store.submit(thread_bound, text="x") for _ in range(4)]
+    for run_id in run_ids:
+        run_on_many_threads(process, store, run_id)
+    for run_id in run_ids:
+        view = store.run(run_id)
+        assert (view.state, json.loads(view.result or b"")) == ("succeeded", [3, 1])

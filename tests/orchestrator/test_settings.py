@@ -87,7 +87,7 @@ def test_an_empty_value_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ("LEASE_SECONDS", "0", "greater than 0"),
         ("LEASE_SECONDS", "inf", "a finite number"),
         ("MAX_DEPTH", "2.5", "a valid integer"),
-        ("NAMESPACE", "a b", "pattern"),
+        ("NAMESPACE", "a b", "1 to 64 characters"),
         ("DATABASE_URL", "mysql://h/d", "a sqlite:///FILE or postgresql://"),
         ("DATABASE_URL", "sqlite://", "the URL of a file"),
         ("DATABASE_URL", "sqlite:///:memory:", "the URL of a file"),

@@ -89,7 +89,7 @@ class Fleet:
         """A client cancels a run."""
         self.messages += self._undisturbed(
             lambda: self.database.transact(
-                lambda connection: cancel_run(connection, run_id, grace_seconds=GRACE_SECONDS)
+                lambda connection: cancel_run(connection, NAMESPACE, run_id, grace_seconds=GRACE_SECONDS)
             )
         )
 
@@ -218,7 +218,7 @@ class Fleet:
     def _take_on(self, worker: Worker) -> TakeOn:
         """A thread may go on with the run or have used up its turn."""
         return TakeOn(
-            claimant=Claimant(worker=worker.name, lease_us=LEASE_US),
+            claimant=Claimant(namespace=NAMESPACE, worker=worker.name, lease_us=LEASE_US),
             may_take=lambda step: self.schedule.below(2) == 1,
         )
 

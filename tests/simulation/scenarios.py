@@ -104,7 +104,7 @@ def play(database: SimulatedDatabase, scenario: Scenario) -> RunView:
         with database.read() as connection:
             check_store(connection, fleet)
             check_replay(connection)
-            return read_run(connection, run_id)
+            return read_run(connection, NAMESPACE, run_id)
 
 
 def submit(database: SimulatedDatabase, fleet: Fleet, program: Program) -> str:

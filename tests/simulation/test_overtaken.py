@@ -12,7 +12,7 @@ from paidonce_models.store.queries import read_state
 from tests.simulation.fleet import Fleet
 from tests.simulation.scenarios import submit
 from tests.simulation.schedule import Schedule
-from tests.simulation.store import SimulatedDatabase
+from tests.simulation.store import NAMESPACE, SimulatedDatabase
 
 TWO_STEPS = ["sequence", [["work", 1, "o"], ["work", 2, "o"]]]
 
@@ -39,7 +39,7 @@ def test_a_worker_that_was_overtaken_twice_finds_its_own_steps_in_the_history(da
         slow.advancer.advance(run_id)
         fleet.go_on()
         with database.read() as connection:
-            assert read_state(connection, run_id) == ("succeeded", None)
+            assert read_state(connection, NAMESPACE, run_id) == ("succeeded", None)
         fleet.close()
         slow.cache.clear()
 
@@ -53,5 +53,5 @@ def test_a_log_longer_than_one_reading_is_read_to_its_end(database: SimulatedDat
         fleet.messages.append(AdvanceMessage(run_id=run_id, agent="", queue="", priority=5))
         fleet.go_on()
         with database.read() as connection:
-            assert read_state(connection, run_id) == ("succeeded", None)
+            assert read_state(connection, NAMESPACE, run_id) == ("succeeded", None)
         fleet.close()

@@ -19,6 +19,7 @@ from paidonce_models.store.completion import Completion
 from paidonce_models.store.leases import LeaseKey
 from paidonce_models.usage import CallKind, CallRecord, UsageSource
 from tests.simulation.programs import Boom, OutOfTime, failures_before, interpret, look_up, work
+from tests.simulation.store import NAMESPACE
 
 LEASE_US = 10_000_000
 RETRY_AFTER_US = 2_000_000
@@ -65,8 +66,8 @@ class Worker:
         if self.holds_agents:
             registry.add_agent(interpret)
         self.cache = MachineCache(self.cache_size)
-        self.advancer = Advancer(self.database, registry, self.cache)
-        claimant = Claimant(worker=self.name, lease_us=LEASE_US)
+        self.advancer = Advancer(self.database, registry, self.cache, namespace=NAMESPACE)
+        claimant = Claimant(namespace=NAMESPACE, worker=self.name, lease_us=LEASE_US)
         self.claimer = Claimer(self.database, registry, claimant, dict.fromkeys(Unit, PRICE_NANOUSD))
 
     def run_body(self, claim: Claim) -> Execution:

@@ -114,7 +114,7 @@ class StandWorker:
             step=registry.step,
             providers=LearnedProviders(stand.database, NAMESPACE),
         )
-        self.advancer = Advancer(stand.database, registry, MachineCache(100), AdvanceSettings())
+        self.advancer = Advancer(stand.database, registry, MachineCache(100), AdvanceSettings(), namespace="default")
         limit_bytes = settings.pop("max_payload_bytes", 50 * 2**20)
         self.executor = Executor(
             database=stand.database,
@@ -129,6 +129,7 @@ class StandWorker:
             prices=settings.pop("prices", None),
             isolation=settings.pop("isolation", None),
             settings=ExecutionSettings(
+                namespace="default",
                 worker=name,
                 lease_seconds=LEASE_SECONDS,
                 step_timeout_seconds=900.0,
@@ -230,7 +231,7 @@ class Stand:
     def cancel(self, run_id: str) -> None:
         """Ask for the run's end."""
         self.publisher.publish(
-            self.database.transact(lambda connection: cancel_run(connection, run_id, grace_seconds=60.0))
+            self.database.transact(lambda connection: cancel_run(connection, "default", run_id, grace_seconds=60.0))
         )
 
     def serve(self, worker: StandWorker) -> None:
@@ -244,11 +245,11 @@ class Stand:
 
     def run(self, run_id: str) -> RunView:
         with self.database.read() as connection:
-            return read_run(connection, run_id)
+            return read_run(connection, "default", run_id)
 
     def steps(self, run_id: str) -> list[StepView]:
         with self.database.read() as connection:
-            return read_steps(connection, run_id)
+            return read_steps(connection, "default", run_id)
 
     def attempts(self, run_id: str, position: int = 1) -> list[AttemptView]:
         with self.database.read() as connection:

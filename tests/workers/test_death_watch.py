@@ -15,6 +15,7 @@ from paidonce_models.store.sweeping import lead
 from paidonce_models.store.witnesses import NewWitness, WitnessRow, read_witnesses, record_witness
 from paidonce_workers.death_watch import MISSING_SECONDS, DeathWatch
 from paidonce_workers.signs_of_life import Sign
+from paidonce_workers.slice_marks import CarefulPeriod, SliceMarks
 from paidonce_workers.sweeper import Sweeper
 from tests.workers.stand import LEASE_SECONDS, NAMESPACE, Stand
 
@@ -71,6 +72,13 @@ class Scene:
             worker="watcher",
             signs=self.signs,  # type: ignore[arg-type]  # as above
             sweeper=sweeper,
+            marks=SliceMarks(
+                database=self.stand.database,
+                worker="watcher",
+                period=CarefulPeriod(),
+                signs=self.signs,  # type: ignore[arg-type]  # as above
+                signature_of=lambda agent, version: "signature",
+            ),
         )
 
     def process(self, worker: str, sign: Sign, *, member_of: str | None = None) -> None:
@@ -88,7 +96,12 @@ class Scene:
         self.stand.publisher.take()
         taken = self.stand.database.transact(
             lambda connection: claim_step(
-                connection, run_id=run_id, position=1, worker=worker, lease_us=int(LEASE_SECONDS * 1e6)
+                connection,
+                namespace="default",
+                run_id=run_id,
+                position=1,
+                worker=worker,
+                lease_us=int(LEASE_SECONDS * 1e6),
             )
         )
         assert taken is not None

@@ -330,19 +330,21 @@ def test_a_result_over_the_limit_fails_the_step_naming_the_limit(stand: Stand) -
     assert error is not None and "4,000" in str(error["message"])
 
 
-def test_a_result_that_cannot_be_stored_fails_the_step_naming_it(stand: Stand) -> None:
+def test_a_result_that_cannot_be_stored_blocks_the_run_naming_it(stand: Stand) -> None:
     run_id = stand.submit(executes_opaque)
     stand.serve(stand.worker(executes_opaque, opaque))
-    error = stand.run(run_id).error
-    assert error is not None and "NotSerialisable" in str(error["message"]) and "executed.opaque" in str(error)
+    run = stand.run(run_id)
+    assert (run.state, run.state_reason) == (RunState.BLOCKED, "result_not_storable")
+    assert run.error is not None and "executed.opaque" in str(run.error["message"]) and "object" in str(run.error)
     assert len(stand.attempts(run_id)) == 1, "it would come out the same, and be paid each time"
 
 
-def test_a_result_of_a_type_that_has_no_form_fails_before_the_body_is_paid(stand: Stand) -> None:
+def test_a_result_of_a_type_that_has_no_form_blocks_the_run_before_the_body_is_paid(stand: Stand) -> None:
     run_id = stand.submit(executes_unstorable)
     stand.serve(stand.worker(executes_unstorable, unstorable))
-    error = stand.run(run_id).error
-    assert error is not None and "values annotated Opaque cannot be stored" in str(error["message"])
+    run = stand.run(run_id)
+    assert (run.state, run.state_reason) == (RunState.BLOCKED, "step_does_not_fit")
+    assert run.error is not None and "values annotated Opaque cannot be stored" in str(run.error["message"])
     assert (ran, len(stand.attempts(run_id))) == ([], 1)
 
 

@@ -69,7 +69,7 @@ def take(process: Process, **arguments: Any) -> None:
 
 def stored(stand: Stand, name: str = "task-1") -> RunView:
     with stand.database.read() as connection:
-        return read_run(connection, resolve_run(connection, "default", name))
+        return read_run(connection, "default", resolve_run(connection, "default", name))
 
 
 def execute_on(stand: Stand, *statements: str) -> None:

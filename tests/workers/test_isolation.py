@@ -126,7 +126,9 @@ def lost(stand: Stand, asked: Any, given: dict[str, Any], declarations: Sequence
     stand.worker(*declarations).serve(stand.publisher.messages.popleft())
     for _ in range(times):
         claim: Claim | None = stand.database.transact(
-            lambda connection: claim_step(connection, run_id=run_id, position=1, worker="gone", lease_us=1)
+            lambda connection: claim_step(
+                connection, namespace="default", run_id=run_id, position=1, worker="gone", lease_us=1
+            )
         )
         assert claim is not None
         key = LeaseKey(run_id, 1, claim.attempt)

@@ -51,10 +51,12 @@ class Site:
         registry = Registry()
         registry.add_agent(patient)
         registry.add_step(waits)
-        Advancer(self.database, registry, MachineCache(10), AdvanceSettings()).advance(self.run_id)
+        Advancer(self.database, registry, MachineCache(10), AdvanceSettings(), namespace="default").advance(self.run_id)
         for _ in range(2):
             claim = self.database.transact(
-                lambda connection: claim_step(connection, run_id=self.run_id, position=1, worker="gone", lease_us=1)
+                lambda connection: claim_step(
+                    connection, namespace="default", run_id=self.run_id, position=1, worker="gone", lease_us=1
+                )
             )
             assert claim is not None
             key = LeaseKey(self.run_id, 1, claim.attempt)

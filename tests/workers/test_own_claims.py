@@ -34,7 +34,9 @@ def claim(stand: Stand) -> Claim:
     run_id = stand.submit(owns)
     stand.worker(owns, work).serve(stand.publisher.take()[0])
     made: Claim | None = stand.database.transact(
-        lambda connection: claim_step(connection, run_id=run_id, position=1, worker="w1", lease_us=10_000_000)
+        lambda connection: claim_step(
+            connection, namespace="default", run_id=run_id, position=1, worker="w1", lease_us=10_000_000
+        )
     )
     assert made is not None
     return made

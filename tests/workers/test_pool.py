@@ -15,9 +15,8 @@ import click
 import pytest
 from celery import Celery
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.concurrency.solo import TaskPool as SoloPool
 
-from paidonce_models.errors import StepInterrupt
+from paidonce_models.errors import ConfigurationError, StepInterrupt
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.pool import TaskPool
 from paidonce_workers.worker_program import choose_pool, pool_for
@@ -164,7 +163,6 @@ def app() -> Iterator[Celery]:
         (("-P", "prefork"), PreforkPool, os.cpu_count()),
         (("--pool=prefork", "--concurrency=3"), PreforkPool, 3),
         (("-P", "processes"), PreforkPool, os.cpu_count()),
-        (("-P", "solo"), SoloPool, os.cpu_count()),
     ],
     ids=lambda value: " ".join(value) or "no flag" if isinstance(value, tuple) else "",
 )
@@ -177,8 +175,11 @@ def test_our_threads_are_the_default_and_a_pool_that_is_asked_for_is_given(
 def test_a_configured_pool_or_concurrency_is_kept(app: Celery) -> None:
     app.conf.worker_concurrency = 4
     assert pool_chosen_by(app) == (TaskPool, 4)
+    app.conf.worker_pool = "prefork"
+    assert pool_for(app, None) is TaskPool, "Celery's default"
     app.conf.worker_pool = "solo"
-    assert pool_for(app, None) is SoloPool
+    with pytest.raises(ConfigurationError, match="--pool solo"):
+        pool_for(app, None)
 
 
 # --- in a worker process ------------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ def claimed(stand: Stand) -> Claim:
     stand.worker(works).serve(stand.publisher.messages.popleft())
     stand.publisher.take()
     claim = stand.database.transact(
-        lambda connection: claim_step(connection, run_id=run_id, position=1, worker="w", lease_us=1)
+        lambda connection: claim_step(
+            connection, namespace="default", run_id=run_id, position=1, worker="w", lease_us=1
+        )
     )
     assert claim is not None
     return claim

@@ -137,7 +137,7 @@ def test_the_lease_is_renewed_while_the_completion_waits(stand: Stand, monkeypat
     assert worker.held.all() == []
 
 
-def test_a_result_that_the_store_refuses_fails_the_step_and_keeps_its_cost(
+def test_a_result_that_the_store_refuses_blocks_the_run_and_keeps_its_cost(
     stand: Stand, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = stand.worker(troubled_minds, paid)
@@ -149,9 +149,9 @@ def test_a_result_that_the_store_refuses_fails_the_step_and_keeps_its_cost(
     )
     stand.serve(worker)
     assert ran == [1]
-    assert b"StatementRefused" in (stand.run(run_id).result or b"")
+    assert (stand.run(run_id).state, stand.run(run_id).state_reason) == (RunState.BLOCKED, "result_not_storable")
     [attempt] = stand.attempts(run_id)
-    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("failed", 1, PRICE_NANOUSD)
+    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("blocked", 1, PRICE_NANOUSD)
     assert "not this one" in str(stand.steps(run_id)[0].error)
     assert any(getattr(record, "event", None) == "completion_refused" for record in caplog.records)
 

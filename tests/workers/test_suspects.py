@@ -69,7 +69,9 @@ def lost(stand: Stand, *, alone: bool, times: int) -> str:
     stand.worker(*HELD).serve(stand.publisher.messages.popleft())
     for _ in range(times):
         claim = stand.database.transact(
-            lambda connection: claim_step(connection, run_id=run_id, position=1, worker="gone", lease_us=1)
+            lambda connection: claim_step(
+                connection, namespace="default", run_id=run_id, position=1, worker="gone", lease_us=1
+            )
         )
         assert claim is not None
         key = LeaseKey(run_id, 1, claim.attempt)
@@ -105,7 +107,9 @@ def test_a_finished_or_running_suspect_is_not_sent(stand: Stand) -> None:
     isolation = Recorded()
     run_id = lost(stand, alone=False, times=2)
     stand.database.transact(
-        lambda connection: claim_step(connection, run_id=run_id, position=1, worker="host", lease_us=10**9)
+        lambda connection: claim_step(
+            connection, namespace="default", run_id=run_id, position=1, worker="host", lease_us=10**9
+        )
     )
     stand.worker(*HELD, isolation=isolation).executor.execute(run_id, 1, "suspects.work", "suspects")
     assert not isolation.sent

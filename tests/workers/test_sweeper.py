@@ -73,7 +73,9 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
 def claim(stand: Stand, run_id: str, worker: str = "worker-1") -> LeaseKey:
     """A worker takes step 1 and is not heard of again."""
     taken = stand.database.transact(
-        lambda connection: claim_step(connection, run_id=run_id, position=1, worker=worker, lease_us=LEASE_US)
+        lambda connection: claim_step(
+            connection, namespace="default", run_id=run_id, position=1, worker=worker, lease_us=LEASE_US
+        )
     )
     assert taken is not None
     return LeaseKey(run_id, 1, taken.attempt)

@@ -5,7 +5,8 @@ of all of them (``incoming``): what passes is rebuilt from its name, id and argu
 so that nothing else in it steers the worker. A message for a step that this worker
 does not hold is handed back in the store (``Machinery.on_unknown_step``) and then
 acknowledged; if that fails it is offered again after a pause, a bounded number of
-times. One that nobody can use is acknowledged with an error that says which queue
+times. So is a good message whose task cannot be begun, that of a submission without
+bound. One that nobody can use is acknowledged with an error that says which queue
 and what was found; if it says that it is a submission, its producer finds the error
 in the store as well (``Machinery.on_refused_submission``).
 
@@ -26,9 +27,11 @@ from typing import Any
 from celery.worker import loops
 from celery.worker.consumer import consumer as celery_consumer
 
+from paidonce.celery_app import queue_for, speaks_amqp
 from paidonce.flood_log import FloodLog
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
 from paidonce_models.log_texts import cause_of, failure_of, loggable, shown_headers, shown_type
+from paidonce_models.queues import full_queue_name
 from paidonce_workers.incoming import UnusableMessage, read_message, submission_id
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.machinery import machinery_of
@@ -57,7 +60,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
         self.junk = FloodLog(logger)
         super().__init__(*args, worker_options=alone, **options)
         self._machinery = machinery_of(self.app)
-        self._machinery.local_delivery = LocalDelivery(self)
+        self._machinery.local_delivery = LocalDelivery(self, self._machinery.on_broker)
         self._hand_back_thread = ThreadPoolExecutor(1, thread_name_prefix="paidonce-unknown-steps")
         self.timer.call_repeatedly(FLUSH_SECONDS, self._flush_logs)
 
@@ -96,19 +99,52 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
 
         def on_task_received(message: Any) -> Any:
             try:
-                return handle(message) if self._admit(message) else None
+                is_admitted = self._admit(message)
             except UnusableMessage as error:
                 return self._discard(message, error.message, error.kind)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                # First: kombu's Redis transport counts KeyError among its connection errors,
-                # and a message without an id would reconnect it for ever.
-                return self._discard_failed(message, error)
-            except (*self.connection_errors, *self.channel_errors):
-                raise
             except Exception as error:  # noqa: BLE001 - discarded with an error that says what it was
                 return self._discard_failed(message, error)
+            return self._begin(handle, message, 1) if is_admitted else None
 
         return on_task_received
+
+    def _begin(self, handle: Callable[[Any], Any], message: Any, tried: int) -> Any:
+        """Let Celery begin the task of a message that has passed the check, and so is good: what fails is our fault."""
+        try:
+            return handle(message)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # First: kombu's Redis transport counts KeyError among its connection errors,
+            # and a message without an id would reconnect it for ever.
+            return self._begin_again(handle, message, error, tried)
+        except (*self.connection_errors, *self.channel_errors):
+            raise
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            return self._begin_again(handle, message, error, tried)
+
+    def _begin_again(self, handle: Callable[[Any], Any], message: Any, error: Exception, tried: int) -> None:
+        """A good message whose task could not begin: no thread to be had, a pool or a neighbour with a fault.
+
+        It stays unacknowledged meanwhile. Of a step or a run the store knows, so its message is given up in the end;
+        a submission is tried for as long as it takes.
+        """
+        if self._machinery.is_step is None:  # an app of other tasks, whose messages nobody has checked
+            return self._discard_failed(message, error)
+        task = message.headers.get("task")
+        pause = self._pause_after(tried)
+        is_last = task != SUBMIT_TASK and tried >= self._machinery.requeue_tries
+        self.junk.report(
+            f"a task could not be begun, which is no fault of its message ({type(error).__name__})",
+            logging.ERROR,
+            "the task %s could not be begun, which is no fault of its message: %s; %s",
+            loggable(str(task), 120),
+            failure_of(error),
+            "the sweeper sends another" if is_last else f"tried again in {pause:.1f} s",
+            event="task_not_begun",
+        )
+        if is_last:
+            self._acknowledge(message)
+        else:
+            self.timer.call_after(pause, self.call_soon, (self._begin, handle, message, tried + 1))
 
     def _admit(self, message: Any) -> bool:
         """Rebuild a message of ours so that it says nothing but its task; False where it has been dealt with here.
@@ -132,6 +168,20 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
             "priority": priority if type(priority) is int else None,
         }
         return True
+
+    # What `celery control add_consumer` and `cancel_consumer` call.
+
+    def add_task_queue(self, queue: str, **_: Any) -> None:
+        """Consume the queue ``paidonce.x`` under either name, declared as whoever publishes to it declares it."""
+        full = full_queue_name(queue)
+        queues = self.app.amqp.queues
+        if full not in queues:
+            queues.add(queue_for(full, amqp=speaks_amqp(str(self.app.conf.broker_url))))
+        super().add_task_queue(full)
+
+    def cancel_task_queue(self, queue: str) -> None:
+        """Consume it no longer."""
+        super().cancel_task_queue(full_queue_name(queue))
 
     # Celery calls these four; `create_task_handler` binds them when the loop starts.
 

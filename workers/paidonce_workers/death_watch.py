@@ -26,6 +26,7 @@ from paidonce_models.store.messages import Message
 from paidonce_models.store.sweeping import resign, take_back
 from paidonce_models.store.witnesses import forget_witness, hasten_messages, leases_of, mark_dead
 from paidonce_workers.signs_of_life import Sign, SignsOfLife
+from paidonce_workers.slice_marks import SliceMarks
 from paidonce_workers.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class DeathWatch:
         worker: str,
         signs: SignsOfLife,
         sweeper: Sweeper,
+        marks: SliceMarks,
     ) -> None:
+        self._marks = marks
         self._database = database
         self._publisher = publisher
         self._namespace = namespace
@@ -66,7 +69,8 @@ class DeathWatch:
         self._thread = threading.Thread(target=self._serve, name="paidonce-death-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Look once, so that a worker knows of what it has inherited before it begins, and go on watching."""
+        self._look_safely()
         self._thread.start()
 
     def stop(self) -> None:
@@ -76,12 +80,15 @@ class DeathWatch:
 
     def _serve(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except StoreError as error:
-                log.debug("nobody is looked after: %s", error.message)
-            except Exception as error:  # noqa: BLE001 - told by type and place
-                log.error("the death watch failed: %s", failure_of(error), extra={"event": "death_watch_failed"})
+            self._look_safely()
+
+    def _look_safely(self) -> None:
+        try:
+            self.look()
+        except StoreError as error:
+            log.debug("nobody is looked after: %s", error.message)
+        except Exception as error:  # noqa: BLE001 - told by type and place
+            log.error("the death watch failed: %s", failure_of(error), extra={"event": "death_watch_failed"})
 
     def look(self) -> None:
         """Look at everybody once and reclaim what the dead have held."""
@@ -113,6 +120,7 @@ class DeathWatch:
         held = self._database.transact(lambda connection: mark_dead(connection, worker))
         if held is None:  # it has appeared again
             return
+        self._marks.blame(worker)
         with self._database.read() as connection:
             keys = leases_of(connection, worker)
         messages: list[Message] = []

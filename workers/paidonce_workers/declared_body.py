@@ -10,7 +10,9 @@ from paidonce.attempt_policies import AttemptPolicies, under_policies
 from paidonce.current_step import CurrentStep, executing
 from paidonce.registry import AnyStep
 from paidonce.usage import CallRecorder, innermost_tool, recording_into
+from paidonce_models.errors import InvalidInput
 from paidonce_models.store.claims import Claim
+from paidonce_workers.blocked_attempts import refuse_coroutine, result_not_storable, step_does_not_fit
 
 
 def run_declared(
@@ -20,9 +22,15 @@ def run_declared(
     policies: AttemptPolicies | None,
     call: Callable[[Callable[..., Any], list[object], dict[str, object]], object],
 ) -> bytes:
-    """Decode the arguments, run the body through ``call``, encode the result; the JSON of what it returned."""
-    args, kwargs = declaration.parameters.decode_arguments(claim.arguments)
-    results = declaration.result_codec  # before the body: what has no form to be stored in shall not be paid
+    """Decode the arguments, run the body through ``call``, encode the result; the JSON of what it returned.
+
+    Raises ``AttemptBlocked`` where the code does not fit: before the body, or with what it has returned.
+    """
+    try:
+        args, kwargs = declaration.parameters.decode_arguments(claim.arguments)
+        results = declaration.result_codec  # before the body: what has no form to be stored in shall not be paid
+    except InvalidInput as error:
+        raise step_does_not_fit(declaration, claim, error) from error
     token = executing.set(
         CurrentStep(run_id=claim.run_id, step=claim.position, attempt=claim.attempt, agent=claim.agent, name=claim.name)
     )
@@ -32,4 +40,8 @@ def run_declared(
             value = call(declaration.fn, args, kwargs)
     finally:
         executing.reset(token)
-    return results.encode(value, f"result of step {claim.position} ({claim.name})")
+    refuse_coroutine(declaration, claim, value)
+    try:
+        return results.encode_result(value, f"result of step {claim.position} ({claim.name})")
+    except Exception as error:  # a type's own code may raise anything, and the value was paid
+        raise result_not_storable(declaration, claim, value, error) from error

@@ -133,18 +133,28 @@ class Drain:
                 return False
 
 
-def end_process(exit_code: int) -> None:
-    """End the process now, with what was logged and printed, whatever its threads do."""
+def _flush() -> None:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # closed, or nobody reads
             pass
+
+
+def end_process(exit_code: int) -> None:
+    """End the process now, with what was logged and printed, whatever its threads do."""
+    _flush()
     os._exit(exit_code)
 
 
-def end_process_at_the_latest(seconds: float, exit_code: int) -> None:
+def restart_program() -> None:
+    """Begin this program anew in this process, with the arguments it was started with (SIGHUP)."""
+    _flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def end_process_at_the_latest(seconds: float, exit_code: int, end: Callable[[int], object] = end_process) -> None:
     """Start the last resort: if the process is still there after ``seconds``, end it and say so."""
 
     def wait_and_end() -> None:
@@ -155,6 +165,6 @@ def end_process_at_the_latest(seconds: float, exit_code: int) -> None:
             seconds,
             extra={"event": "worker_ended_by_force"},
         )
-        end_process(exit_code)
+        end(exit_code)
 
     threading.Thread(target=wait_and_end, name="paidonce-last-resort", daemon=True).start()

@@ -17,13 +17,15 @@ from sqlalchemy import Connection
 
 from paidonce.advance import Advanced, Advancer, AdvanceResult
 from paidonce.claiming import Claimer
+from paidonce.flood_log import FloodLog
 from paidonce.publishing import Publisher
 from paidonce.registry import AnyStep, Registry
 from paidonce.taking_on import TakeOn
 from paidonce.usage import CallRecorder
 from paidonce_models.budgets import Unit
 from paidonce_models.database import Database
-from paidonce_models.log_texts import shown_id
+from paidonce_models.errors import PayloadTooLarge, StoreError
+from paidonce_models.log_texts import loggable, shown_id
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import split
 from paidonce_models.pricing import PriceBook
@@ -33,10 +35,12 @@ from paidonce_models.store.claims import Claim, Claimant
 from paidonce_models.store.completion import Acceptance, Completion
 from paidonce_models.store.leases import LeaseKey, hand_back, mark_unknown
 from paidonce_models.store.messages import Message, StepMessage
+from paidonce_models.store.runs_head import namespace_of
 from paidonce_models.store.suspicion import Suspect, is_suspect
 from paidonce_models.store.sweeping import take_back
 from paidonce_models.usage import CallRecord
 from paidonce_workers.attempt import Attempt, key_of
+from paidonce_workers.blocked_attempts import AttemptBlocked, result_without_room
 from paidonce_workers.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
 from paidonce_workers.breakers import SUCCESS
 from paidonce_workers.declared_body import run_declared
@@ -61,6 +65,7 @@ log = logging.getLogger(__name__)
 class ExecutionSettings:
     """The settings that executing depends on."""
 
+    namespace: str
     worker: str
     lease_seconds: float
     step_timeout_seconds: float
@@ -110,6 +115,7 @@ class Executor:
         """
         self._isolation = isolation
         self._circuits = circuits
+        self._strangers = FloodLog(log)
         self._gates: dict[LeaseKey, Gate] = {}
         self._failures = FailedAttempts(circuits, settings.worker)
         self._database = database
@@ -125,10 +131,13 @@ class Executor:
         self._prices: Callable[[], PriceBook] = prices if prices is not None else lambda: listed
         self._memory = memory
         self.own = OwnClaims(database, settings.worker, memory)
+        self._claimant = Claimant(
+            namespace=settings.namespace, worker=settings.worker, lease_us=int(settings.lease_seconds * 1e6)
+        )
         self._claimer = Claimer(
             database,
             registry,
-            Claimant(worker=settings.worker, lease_us=int(settings.lease_seconds * 1e6)),
+            self._claimant,
             settings.guesses,
             memory,
         )
@@ -151,12 +160,20 @@ class Executor:
                 messages = self._patiently(
                     lambda: self._database.transact(
                         lambda connection: act_on_refusal(
-                            connection, run_id, position, refused, grace_seconds=self._settings.cancel_grace_seconds
+                            connection,
+                            self._settings.namespace,
+                            run_id,
+                            position,
+                            refused,
+                            grace_seconds=self._settings.cancel_grace_seconds,
                         )
                     ),
                     f"the refusal of step {position} of run {run_id}",
                 )
-                self._publish_what_follows(messages)
+                if messages is None:
+                    self._note_foreign(run_id)
+                else:
+                    self._publish_what_follows(messages)
                 return
             try:
                 claim = self._claim_or_send_patiently(run_id, position, name, agent)
@@ -167,6 +184,7 @@ class Executor:
             gate = self._gates.pop(key_of(claim), self._circuits.no_gate)
         if claim is None:
             log.debug("nothing to do for step %s of run %s", position, shown_id(run_id))
+            self._note_foreign(run_id)
             return
         try:
             self._execute_claimed(claim, gate, turn)
@@ -201,6 +219,8 @@ class Executor:
     def advance(self, run_id: str) -> AdvanceResult:
         """One delivery of an advance message."""
         result = self._patiently(lambda: self._advancer.advance(run_id), f"run {run_id}")
+        if result.outcome is Advanced.NO_RUN:
+            self._note_foreign(run_id)
         self._publish_what_follows(result.messages)
         self._soon.wake_run(run_id, result.wake_at_us)
         return result
@@ -210,6 +230,34 @@ class Executor:
     def _publish_what_follows(self, messages: list[Message]) -> None:
         """Send the hints that follow a commit, but for one that this thread goes on with itself."""
         self._publisher.publish(keep_here(messages))
+
+    def _note_foreign(self, run_id: str) -> None:
+        """Say so where a message that led to nothing was for a run of another namespace.
+
+        Dropping it loses nothing: the sweeper of that namespace sends another one, to its own queue.
+        """
+        try:
+            with self._database.read() as connection:
+                found = namespace_of(connection, run_id)
+        except StoreError as error:
+            log.debug("not looked at: %s", error)
+            return
+        if found in (None, self._settings.namespace):
+            return
+        self._strangers.report(
+            "a message was for a run of another namespace and was dropped",
+            logging.WARNING,
+            "a message for run %s of namespace %s came to a worker of namespace %s and was dropped; nothing was "
+            "executed, and its own workers get another one",
+            shown_id(run_id),
+            loggable(found),
+            self._settings.namespace,
+            event="foreign_message",
+        )
+
+    def close(self) -> None:
+        """Tell what has only been counted."""
+        self._strangers.close()
 
     def _patiently(self, act: Callable[[], T], what: str) -> T:
         return self._patience.until_done(act, what)
@@ -290,7 +338,7 @@ class Executor:
             return True
 
         return TakeOn(
-            claimant=Claimant(worker=self._settings.worker, lease_us=int(self._settings.lease_seconds * 1e6)),
+            claimant=self._claimant,
             may_take=may_take,
         )
 
@@ -323,7 +371,31 @@ class Executor:
             self._circuits.breakers.count_call(policy.target, policy.policy.retry_budget)
         try:
             result_json = self._run_body(attempt)
-            result = split(result_json, memory=self._memory, limit_bytes=self._settings.max_payload_bytes)
+            try:
+                result = split(result_json, memory=self._memory, limit_bytes=self._settings.max_payload_bytes)
+            except PayloadTooLarge as error:
+                raise result_without_room(declaration, claim, result_json, error) from error
+        except AttemptBlocked as stopped:
+            blocked = stopped.blocked
+            if blocked.form is not None:
+                gate.report(policy.circuit, SUCCESS)
+            log.error(
+                "step %d of run %s is blocked (%s); `paidonce show %s` says why",
+                claim.position,
+                claim.run_id,
+                blocked.reason,
+                claim.run_id,
+                extra={"event": "step_blocked", "run_id": claim.run_id, "step": claim.position},
+            )
+            return Completion(
+                claim=claim,
+                worker=self._settings.worker,
+                outcome=AttemptOutcome.BLOCKED,
+                error=blocked.error,
+                blocking=blocked.blocking(self._memory),
+                calls=attempt.take_calls(self._circuits),
+                refused_calls=attempt.circuits.refused_calls,
+            )
         except BodyTimedOut as error:
             if declaration.delivery == "at_most_once":
                 self._leave_unknown(claim, error, attempt.take_calls(self._circuits))
@@ -448,7 +520,7 @@ class Executor:
             self._soon.retry_step(claim, completion.retry_after_us / 1e6)
             return
         if not completion.is_final:
-            return  # parked: the sweeper lets it go
+            return  # parked: the sweeper lets it go; blocked: other code, or a person
         turn = current_turn.get()
         if turn is not None and result.claim is not None:
             turn.keep_claim(result.claim)

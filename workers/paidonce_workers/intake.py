@@ -14,9 +14,16 @@ from paidonce.tags import checked_tags
 from paidonce.user_errors import error_of
 from paidonce_models.encoding import canonical_sha256, encode_json
 from paidonce_models.errors import InvalidInput, KeyConflict, PaidonceError, StatementRefused, StoreUnreachable
+from paidonce_models.json_values import shown
 from paidonce_models.log_texts import failure_of, loggable
 from paidonce_models.payloads import split
-from paidonce_models.queues import DEFAULT_QUEUE
+from paidonce_models.queues import (
+    DEFAULT_QUEUE,
+    EXPECTED_NAMESPACE,
+    SUBMIT_QUEUE,
+    broker_queue_name,
+    is_namespace,
+)
 from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.submission import NewRun, Submitted, submit_failed_run, submit_run
 from paidonce_models.store.workers import queue_of_agent
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARAMETERS = ("agent", "input", "key", "tags", "priority", "queue")
+PARAMETERS = ("agent", "input", "key", "tags", "priority", "queue", "namespace")
 POSITIONAL = 4
 """How many of them a producer may leave without a name."""
 LONGEST_KEPT_BODY = 10_000
@@ -97,6 +104,7 @@ def _create(
     _check_arguments(args, kwargs)
     if not is_alias(task_id):
         raise InvalidInput(f"the id of a task must have 1 to {MAX_ALIAS_CHARACTERS} characters, found {task_id!r:.80}")
+    _check_namespace(process.settings.namespace, found.get("namespace"))
     declaration = process.registry.agent(agent) if isinstance(agent, str) else None
     queue = found.get("queue")
     if declaration is None and queue is None and isinstance(agent, str) and is_name(agent):
@@ -172,6 +180,18 @@ def _check_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     unknown = sorted(kwargs.keys() - set(PARAMETERS))
     if unknown:
         raise InvalidInput(f"{expected}; found {', '.join(unknown)} besides")
+
+
+def _check_namespace(own: str, named: Any) -> None:
+    """Raises ``InvalidInput`` where a submission says that it is for another namespace than that of its queue."""
+    if named is None or named == own:
+        return
+    if not isinstance(named, str) or not is_namespace(named):
+        raise InvalidInput(f"namespace must have {EXPECTED_NAMESPACE}; found {shown(named)}")
+    raise InvalidInput(
+        f"this submission is for namespace {named!r}, and it was sent to the queue of namespace {own!r}; send it to "
+        f"the queue {broker_queue_name(named, SUBMIT_QUEUE)!r}"
+    )
 
 
 def _record_failure(

@@ -8,6 +8,7 @@ any other. Must be called by the thread that runs what it delivers (``turn``).
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from paidonce.publishing import celery_message
@@ -32,15 +33,17 @@ class MessageFromHere:
 class LocalDelivery:
     """The way from a commit to the next task without the broker."""
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, on_broker: Callable[[str], str]) -> None:
+        """``on_broker`` makes the broker's name of a queue."""
         self._consumer = consumer
+        self._on_broker = on_broker
         self._origin = f"paidonce@{uuid.uuid4().hex[:8]}"
 
     def may_take(self, queue: str, task: str) -> bool:
         """Whether the broker could bring the task here: its queue is consumed, the task is known and not rationed."""
         consumer = self._consumer
         return (
-            queue in consumer.app.amqp.queues.consume_from
+            self._on_broker(queue) in consumer.app.amqp.queues.consume_from
             and task in consumer.strategies
             and (consumer.disable_rate_limits or consumer.task_buckets[task] is None)
         )
@@ -50,7 +53,7 @@ class LocalDelivery:
         consumer, message = self._consumer, kept.message
         body, headers, properties = celery_message(consumer.app, message, self._origin)
         consumer.strategies[headers["task"]](
-            MessageFromHere(body, headers, properties, message.queue, message.priority),
+            MessageFromHere(body, headers, properties, self._on_broker(message.queue), message.priority),
             None,
             kept.acknowledge,
             kept.reject,

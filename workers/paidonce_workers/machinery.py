@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paidonce_models.queues import DEFAULT_NAMESPACE, broker_queue_name
 from paidonce_workers.body_runner import BodyRunner
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.turn import Kept
@@ -30,6 +31,9 @@ class Machinery:
     """The parts and hooks of one worker process."""
 
     bodies: BodyRunner = field(default_factory=BodyRunner)
+
+    namespace: str = DEFAULT_NAMESPACE
+    """Whose queues this process takes; names of queues on the broker are made with it."""
 
     drain_seconds: float = 20.0
     """How long a stopping worker waits for what it runs before it hands the rest back.
@@ -80,6 +84,9 @@ class Machinery:
     """How often a message for a step is offered before it is dropped: the store has the step, and the sweeper sends it
     again. A submission is offered for as long as it takes, once a minute in the end."""
 
+    pinned_settings: Mapping[str, object] = field(default_factory=dict)
+    """Celery's settings that a worker rests on (``worker_options``); one that starts with others is refused."""
+
     is_step: Callable[[str], bool] | None = None
     """Whether a step of that name is held here. ``None``: an app of other tasks, which Celery's own rules hold for."""
 
@@ -94,6 +101,10 @@ class Machinery:
 
     give_away: Callable[[Kept], object] | None = None
     """Called with what a thread was to go on with and could not: others must get it."""
+
+    def on_broker(self, queue: str) -> str:
+        """The broker's name of a queue."""
+        return broker_queue_name(self.namespace, queue)
 
 
 def machinery_of(app: Any) -> Machinery:

@@ -1,6 +1,6 @@
 """The default Celery pool of a worker: threads whose tasks can be timed out, revoked and drained.
 
-Owns the threads and what Celery expects of a pool: accept, success, failure and
+Owns what Celery expects of a pool: accept, success, failure and
 time-out callbacks, in an order that acknowledges late and exactly once. The
 stock threads pool ignores time limits and ``revoke(terminate=True)`` and swallows
 whatever a callback raises; here limits and revokes interrupt the task (through
@@ -19,18 +19,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery.concurrency import thread
+from celery.concurrency import base, thread
 from celery.exceptions import SoftTimeLimitExceeded, Terminated
 
 from paidonce_models.errors import PaidonceError, StepInterrupt
 from paidonce_models.log_texts import failure_of, loggable
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.draining import Drain
+from paidonce_workers.growing_threads import GrowingThreads
 from paidonce_workers.interrupt import Reason, TaskScope, call_interruptibly, current_task_scope
 from paidonce_workers.machinery import machinery_of
 from paidonce_workers.turn import Turn, current_turn
@@ -38,6 +39,7 @@ from paidonce_workers.turn import Turn, current_turn
 logger = logging.getLogger(__name__)
 
 DEFAULT_THREADS = 16
+MOST_THREADS = 10_000
 
 
 class TaskExited(PaidonceError):
@@ -229,10 +231,13 @@ class _OfThisThread(threading.local):
 class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no types
     """Threads with time limits, terminate and a bounded drain. Chosen by ``worker_program.choose_pool``."""
 
+    limit: int
+
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # Replaces the stock executor, which has started no thread yet.
-        self.executor = ThreadPoolExecutor(max_workers=self.limit, thread_name_prefix="paidonce-worker")
+        # Not the stock pool's own: `--autoscale=4` means at least 0 threads, of which there is none.
+        base.BasePool.__init__(self, *args, **options)
+        self.limit = max(1, self.limit or 1)
+        self.executor = GrowingThreads(self.limit, name="paidonce-worker")
         self.machinery = machinery_of(self.app)
         self.drain: Drain | None = None
         self._jobs: set[Job] = set()
@@ -359,12 +364,35 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc] # Celery publishes no typ
             if self.drain is not None:  # Celery's own second call; a second signal is seen by the drain (`hurry`)
                 return
             self.drain = Drain(machinery=self.machinery)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown()
         with self._jobs_lock:
             self._jobs = {job for job in self._jobs if not job.future.cancelled()}
         self.drain.run(self.jobs, seconds)
 
+    def grow(self, n: int = 1) -> None:
+        """``--autoscale`` and ``pool_grow``. Raises ``ValueError``, which the remote control answers with."""
+        self._resize(_checked_count(n))
+
+    def shrink(self, n: int = 1) -> None:
+        """``--autoscale`` and ``pool_shrink``: threads that are too many end after what they do. Raises as above."""
+        self._resize(-_checked_count(n))
+
+    def _resize(self, more: int) -> None:
+        with self._jobs_lock:
+            if self.limit + more < 1:
+                raise ValueError(f"the pool has {self.limit} thread(s), of which one at least must stay")
+            self.limit += more
+            self.executor.resize(self.limit)
+
     def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super()._get_info()
+        info: dict[str, Any] = base.BasePool._get_info(self)
+        info["threads"] = self.executor.count
         info["running"] = [str(key) for key in self.machinery.bodies.running()]
         return info
+
+
+def _checked_count(n: object) -> int:
+    """How many threads more or fewer; a broadcast may hold anything."""
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST_THREADS:
+        raise ValueError(f"n must be a number from 1 to {MOST_THREADS}")
+    return n

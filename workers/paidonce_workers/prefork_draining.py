@@ -21,7 +21,7 @@ from typing import Any
 
 from celery import signals
 
-from paidonce_workers.draining import HURRIED_SECONDS, SECONDS_TO_CLOSE_CONNECTIONS, end_process
+from paidonce_workers.draining import HURRIED_SECONDS, SECONDS_TO_CLOSE_CONNECTIONS
 from paidonce_workers.interrupt import Reason
 from paidonce_workers.machinery import machinery_of
 
@@ -51,8 +51,8 @@ def listen_in_children(app: Any) -> None:
     signals.worker_process_init.connect(install_handler, weak=False, dispatch_uid=f"paidonce-hand-back-{id(app)}")
 
 
-def drain_children(app: Any, child_pids: Callable[[], Iterable[int]], exit_code: Callable[[], int]) -> None:
-    """Start the drain's clock in the parent; a process that ends earlier takes the clock with it."""
+def drain_children(app: Any, child_pids: Callable[[], Iterable[int]], end: Callable[[], object]) -> None:
+    """Start the drain's clock in the parent; a process that ends earlier takes the clock with it. ``end`` ends it."""
     machinery = machinery_of(app)
 
     def signal_children(number: signal.Signals) -> list[int]:
@@ -84,6 +84,6 @@ def drain_children(app: Any, child_pids: Callable[[], Iterable[int]], exit_code:
             extra={"event": "children_left_behind"},
         )
         pause(SECONDS_TO_CLOSE_CONNECTIONS, HURRIED_SECONDS)
-        end_process(exit_code())
+        end()
 
     threading.Thread(target=run, name="paidonce-drain", daemon=True).start()

@@ -1,8 +1,9 @@
 """What is recorded of an attempt whose end the store refuses as it is: for the sake of its data, never the store's.
 
-Owns the steps down: the completion as it is, then as a failure that says why, with all that was spent, then without
-the calls, which are written one by one. A body that was paid is neither run again for this nor does its thread try the
-same for ever. A store that refuses even the plainest of them is itself not well, whatever it says: it is waited for.
+Owns the steps down: the completion as it is, then blocked with its result kept, then without any data but the reason
+and with all that was spent, then without the calls, which are written one by one. A body that was paid is neither run
+again for this nor does its thread try the same for ever. A store that refuses even the plainest of them is itself not
+well, whatever it says: it is waited for.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from paidonce.user_errors import error_of
+from paidonce.values.kept import Kept, keep_encoded
 from paidonce_models.database import Database
-from paidonce_models.errors import StatementRefused, StoreUnavailable
+from paidonce_models.errors import ResultNotStorable, StatementRefused, StoreUnavailable
 from paidonce_models.states import AttemptOutcome
+from paidonce_models.store.blocked_steps import ENCODED
 from paidonce_models.store.claims import Claim
 from paidonce_models.store.completion import Completion
 from paidonce_models.store.ledger import insert_calls
 from paidonce_models.usage import CallRecord
+from paidonce_workers.blocked_attempts import BlockedAttempt
 from paidonce_workers.patience import insist
 
 R = TypeVar("R")
@@ -33,7 +38,7 @@ def record_in_some_form(record: Callable[[Completion], R], completion: Completio
     """Record the completion in the first form that the store takes. Raises ``StoreUnreachable``: try again later."""
     claim = completion.claim
     refusal: StatementRefused | None = None
-    for form_of in (_as_it_is, _as_failure, _without_calls):
+    for form_of in (_as_it_is, _as_kept, _plainly, _without_calls):
         form = form_of(completion, refusal)
         if form is None:
             continue
@@ -63,15 +68,48 @@ def _as_it_is(completion: Completion, _: StatementRefused | None) -> Completion 
     return completion
 
 
-def _as_failure(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
-    """A result that is not taken is a failure for good: tried again it would be paid, and refused, again."""
+def _as_kept(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
+    """A result that is not taken was paid: the step is blocked with it, as tried again it would be paid, and refused,
+    again."""
+    if not completion.succeeded or completion.result_json is None:
+        return None
+    return _blocked(completion, refusal, keep_encoded(completion.result_json))
+
+
+def _plainly(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
+    """Without the data of its end, whatever that was."""
+    if completion.succeeded:
+        return _blocked(completion, refusal, None)
+    if completion.blocking is not None:
+        return replace(completion, blocking=replace(completion.blocking, kept=None))
     error = (StatementRefused() if refusal is None else refusal).to_json()
-    plain = replace(completion, result=None, result_json=None, error=error, traceback=None)
-    return replace(plain, outcome=AttemptOutcome.FAILED) if completion.succeeded else plain
+    return replace(completion, result=None, result_json=None, error=error, traceback=None)
+
+
+def _blocked(completion: Completion, refusal: StatementRefused | None, kept: Kept | None) -> Completion:
+    claim = completion.claim
+    why = "" if refusal is None else refusal.message
+    holds = "What it returned is kept" if kept is not None else "What it returned could not be kept either"
+    error = ResultNotStorable(
+        f"step {claim.position} ({claim.name}) of run {claim.run_id} has returned what the store refuses: {why} "
+        f"{holds}; "
+        "mend the store and restart a worker, or say what came of the step with `paidonce resolve`",
+        step=claim.position,
+    )
+    blocked = BlockedAttempt(reason=error.code, error=error_of(error), form=ENCODED, kept=kept)
+    return replace(
+        completion,
+        outcome=AttemptOutcome.BLOCKED,
+        result=None,
+        result_json=None,
+        error=blocked.error,
+        traceback=None,
+        blocking=blocked.blocking(None),
+    )
 
 
 def _without_calls(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
-    plain = _as_failure(completion, refusal)
+    plain = _plainly(completion, refusal)
     return None if plain is None or not completion.calls else replace(plain, calls=())
 
 

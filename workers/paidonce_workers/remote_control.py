@@ -53,6 +53,8 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc] # Celery publishes no types
         self._forward_clock()
         try:
             self.node.handle_message(body, message)
+            if body["method"] == "time_limit":
+                self.c.update_strategies()  # Celery's strategies have taken the limits before over for good
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # First: kombu's Redis transport counts KeyError among its connection errors.
             self._drop(f"{type(error).__name__}")

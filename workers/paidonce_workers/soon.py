@@ -59,7 +59,7 @@ class Soon:
         """Publish an advance for workers that hold the run's agent; while the store is away, the sweeper does."""
         try:
             with self._database.read() as connection:
-                head = read_head(connection, run_id)
+                head = read_head(connection, self._namespace, run_id)
         except StoreError as error:
             log.debug("left to the sweeper: %s", error)
             return

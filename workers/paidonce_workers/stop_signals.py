@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGQUIT of a worker: once to drain, twice to end the drain, three times to be gone.
+"""SIGTERM, SIGINT, SIGQUIT and SIGHUP of a worker: once to drain, twice to end the drain, three times to be gone.
 
 Owns the handlers, the same for each pool. Celery's own ignore a second SIGTERM, and
 at a second Ctrl-C kill the children of a prefork pool together with what they hold,
@@ -8,9 +8,13 @@ Here a handler only sets flags; a drain (``draining``, ``prefork_draining``) loo
     first SIGTERM, SIGINT   drain for ``drain_seconds``, then hand back
     second, or SIGQUIT      hand back now
     third                   end at once; leases bring back what was held
+    SIGHUP                  as SIGTERM, and then start anew with the same arguments (``worker_program``)
 
 A second one so close to the first that nobody can have meant it is the same: ``timeout``
 and some supervisors signal the process and its group.
+
+Celery's own SIGHUP begins anew without a limit to the drain, and under ``python -m celery`` with Celery's inner modules
+first on the path. On a terminal it means that the terminal is gone: the worker drains and ends.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,10 +59,13 @@ class StopSignals:
         self._pid = os.getpid()
         self._count = 0
         self._last = 0.0
+        self._on_terminal = bool(getattr(worker, "_isatty", False))
+        self.restarts = False
+        """Whether the program is to begin anew once it has ended."""
 
     def install(self) -> None:
         """In the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
@@ -71,6 +79,8 @@ class StopSignals:
         if is_same:
             return
         self._count += 1
+        # The last word counts. macOS starts no program in the place of one that has threads.
+        self.restarts = number == signal.SIGHUP and not self._on_terminal and sys.platform != "darwin"
         at_once = number == signal.SIGQUIT or (number == signal.SIGTERM and REMAP_SIGTERM == "SIGQUIT")
         exit_code = EX_FAILURE if at_once or number == signal.SIGINT else EX_OK
         if self._count == 1:

@@ -28,6 +28,7 @@ from paidonce_models.store.held_steps import let_go, steps_with_room, tidy_held_
 from paidonce_models.store.messages import Message
 from paidonce_models.store.parked_steps import tidy_parked_steps
 from paidonce_models.store.rolling_up import ROLL_UP_BATCH, roll_up
+from paidonce_models.store.slice_marks import forget_marks_of_ended_runs
 from paidonce_models.store.standing import restate_stale_runs
 from paidonce_models.store.sweeping import (
     Due,
@@ -248,6 +249,7 @@ class Sweeper:
     def _forget(self, connection: Connection) -> None:
         forget_workers(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
         forget_silent_witnesses(connection, self._namespace, after_us=FORGET_WORKERS_AFTER_US)
+        forget_marks_of_ended_runs(connection, self._namespace)
 
     def _roll_up(self) -> None:
         """Add settled calls to the sums that cost queries read; goes on with the next sweep where there are more."""

@@ -12,6 +12,7 @@ from typing import Any
 from celery import signals
 
 from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
+from paidonce.declaration_checks import refuse_unfit
 from paidonce.module_loading import load_modules
 from paidonce.opening import open_store
 from paidonce.policies import policies_from_settings
@@ -29,6 +30,7 @@ from paidonce_workers.intake import refuse_submission
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
 from paidonce_workers.tasks import register_tasks
+from paidonce_workers.worker_options import pinned
 from paidonce_workers.worker_process import WorkerProcesses
 from paidonce_workers.worker_program import choose_pool
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     """A worker's app with every step of the registry as a task. Raises ``PaidonceError`` saying what to mend."""
+    refuse_unfit(registry)
     book = policies_from_settings(settings)
     refuse_misfits(book, list(registry.steps))
     make_private_folder(settings.home, is_ours=True)
@@ -48,6 +51,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     if "concurrency" in settings.model_fields_set:  # otherwise each pool has a default of its own
         app.conf.worker_concurrency = settings.concurrency
     machinery = Machinery(
+        namespace=settings.namespace,
         drain_seconds=settings.drain_seconds,
         turn_seconds=settings.turn_seconds,
         is_step=lambda name: registry.step(name) is not None,
@@ -60,6 +64,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     machinery.on_drain_expired = lambda keys: processes.current().hand_back_held(keys)
     machinery.give_away = lambda kept: processes.current().give_away(kept)
     machinery.drain_isolated = processes.drain_isolated
+    machinery.pinned_settings = pinned(app.conf)
     choose_pool(app, machinery)
     register_tasks(app, registry, processes.current)
     _connect(app, processes, idle_targets(book, registry.steps, settings.provider_hosts))
@@ -104,7 +109,8 @@ def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Tar
                 ", ".join(target.source for target in idle),
                 extra={"event": "idle_targets", "targets": [target.name for target in idle]},
             )
-        process.take_part(sorted((sender.app if sender is not None else app).amqp.queues.consume_from))
+        consumed = (sender.app if sender is not None else app).amqp.queues.consume_from
+        process.take_part(sorted(app.in_store(name) for name in consumed))
 
     def stopped(**_: Any) -> None:
         processes.current().stop()

@@ -21,16 +21,18 @@ from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.replay.bounds import bounds_of
 from paidonce.replay.cache import MachineCache
+from paidonce.replay.slice_threads import SliceThreads
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError, StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.payload_memory import PayloadMemory
-from paidonce_models.queues import full_queue_name
+from paidonce_models.queues import DEFAULT_NAMESPACE, SUBMIT_QUEUE, broker_queue_name, full_queue_name
 from paidonce_models.schema import ensure_schema
 from paidonce_models.store.breaker_transitions import record_transition
 from paidonce_models.store.leases import LeaseKey, defer_step, hand_back
 from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.runs_head import read_head
-from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_stopped
+from paidonce_models.store.workers import HeldAgent, Registration, live_workers, register_worker, worker_stopped
+from paidonce_workers.blocked_steps import BlockedSteps
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange
 from paidonce_workers.capture import Installation, install
 from paidonce_workers.death_watch import DeathWatch
@@ -45,6 +47,7 @@ from paidonce_workers.patience import Patience
 from paidonce_workers.price_watch import PriceWatch
 from paidonce_workers.resilience import LearnedProviders, StepCircuits
 from paidonce_workers.signs_of_life import SignsOfLife
+from paidonce_workers.slice_marks import CarefulPeriod, SliceMarks
 from paidonce_workers.soon import Soon
 from paidonce_workers.sweeper import Sweeper
 from paidonce_workers.turn import Kept
@@ -53,6 +56,8 @@ from paidonce_workers.witness import Witness
 log = logging.getLogger(__name__)
 
 PASS_ON_AFTER_US = 5_000_000
+REGISTERED_WITHIN_US = 15_000_000
+"""How lately a worker was heard of that counts as alive."""
 
 
 class Role(StrEnum):
@@ -75,6 +80,7 @@ class WorkerProcess:
         registry: Registry,
         machinery: Machinery,
         worker: str,
+        period: CarefulPeriod,
         role: Role = Role.WORKER,
     ) -> None:
         self.settings = settings
@@ -105,6 +111,14 @@ class WorkerProcess:
         can_isolate = role is Role.WORKER and bool(settings.agents) and registry is default_registry
         self.isolation = self._isolation_hosts(machinery) if can_isolate else None
         memory = PayloadMemory()
+        self._signs = SignsOfLife(self.database, settings.namespace)
+        self._marks = SliceMarks(
+            database=self.database,
+            worker=worker,
+            period=period,
+            signs=self._signs,
+            signature_of=self._signature_of,
+        )
         advancer = Advancer(
             self.database,
             registry,
@@ -117,6 +131,10 @@ class WorkerProcess:
                 bounds=bounds_of(settings),
             ),
             memory,
+            namespace=settings.namespace,
+            marks=self._marks,
+            # A child of Celery's pool runs one task at a time, all in one thread: an agent has no other there.
+            slices=None if role is Role.POOL_CHILD else SliceThreads(),
         )
         self.executor = Executor(
             database=self.database,
@@ -128,6 +146,7 @@ class WorkerProcess:
             soon=self.soon,
             patience=self.patience,
             settings=ExecutionSettings(
+                namespace=settings.namespace,
                 worker=worker,
                 lease_seconds=settings.lease_seconds,
                 step_timeout_seconds=settings.step_timeout_seconds,
@@ -149,6 +168,7 @@ class WorkerProcess:
         self._sweeper: Sweeper | None = None
         self._witness = Witness(database=self.database, namespace=settings.namespace, worker=worker)
         self._death_watch: DeathWatch | None = None
+        self._blocked_steps: BlockedSteps | None = None
 
     def _isolation_hosts(self, machinery: Machinery) -> IsolationHosts:
         return IsolationHosts(
@@ -161,6 +181,10 @@ class WorkerProcess:
                 interrupt_seconds=machinery.interrupt_seconds, hand_back_seconds=machinery.hand_back_seconds
             ),
         )
+
+    def _signature_of(self, agent: str, version: str | None) -> str:
+        declaration = self.registry.agent(agent, version)
+        return "" if declaration is None else declaration.signature
 
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""
@@ -195,7 +219,6 @@ class WorkerProcess:
 
     def start_sweeper(self) -> None:
         """Take part in leading the sweeping of shards, and in watching for processes that die."""
-        signs = SignsOfLife(self.database, self.settings.namespace)
         self._sweeper = Sweeper(
             database=self.database,
             publisher=self.publisher,
@@ -207,23 +230,33 @@ class WorkerProcess:
             no_worker_seconds=self.settings.no_worker_seconds,
             breakers=self.breakers,
             frozen_seconds=self.settings.frozen_seconds,
-            living=signs.living,
+            living=self._signs.living,
         )
         self._death_watch = DeathWatch(
             database=self.database,
             publisher=self.publisher,
             namespace=self.settings.namespace,
             worker=self.worker,
-            signs=signs,
+            signs=self._signs,
             sweeper=self._sweeper,
+            marks=self._marks,
         )
         self._sweeper.start()
         self._death_watch.start()
+        self._blocked_steps = BlockedSteps(
+            database=self.database,
+            publisher=self.publisher,
+            registry=self.registry,
+            namespace=self.settings.namespace,
+            max_payload_bytes=self.settings.max_payload_bytes,
+        )
+        self._blocked_steps.start()
 
     def take_part(self, queues: Sequence[str]) -> None:
         """Register and begin to sweep. While the store is away that is put off; the consumer does not wait for it."""
         try:
             self.register(queues)
+            self._warn_of_submissions_left_behind()
         except StoreUnreachable:
             threading.Thread(
                 target=self._take_part_later, args=(queues,), name="paidonce-registration", daemon=True
@@ -239,6 +272,32 @@ class WorkerProcess:
             return
         if not self.patience.stopping:
             self.start_sweeper()
+
+    def _warn_of_submissions_left_behind(self) -> None:
+        """Before queues had a namespace in their names, producers of all of them sent to one queue.
+
+        Where nobody takes that one any more its messages, the only copies, would wait without a word.
+        """
+        namespace = self.settings.namespace
+        if namespace == DEFAULT_NAMESPACE:
+            return
+        with self.database.read() as connection:
+            if live_workers(connection, DEFAULT_NAMESPACE, within_us=REGISTERED_WITHIN_US):
+                return
+        waiting = self.publisher.depth_on_broker([SUBMIT_QUEUE]).get(SUBMIT_QUEUE, 0)
+        if waiting:
+            log.warning(
+                "%d submission(s) wait in the queue %s, which workers of the namespace %s take, and none of those is "
+                "alive in this store; those for namespace %s are sent to %s. If they are yours, start a worker with "
+                "PAIDONCE_NAMESPACE=%s, or move the messages (docs: beside other software)",
+                waiting,
+                SUBMIT_QUEUE,
+                DEFAULT_NAMESPACE,
+                namespace,
+                broker_queue_name(namespace, SUBMIT_QUEUE),
+                DEFAULT_NAMESPACE,
+                extra={"event": "submissions_left_behind"},
+            )
 
     def register(self, queues: Sequence[str]) -> None:
         """Say in the store what this worker holds; runs that were blocked for want of it go on.
@@ -274,12 +333,15 @@ class WorkerProcess:
         self.patience.stop()
         if self._death_watch is not None:
             self._death_watch.stop()
+        if self._blocked_steps is not None:
+            self._blocked_steps.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if self._capture is not None:
             self._capture.uninstall()
+        self.executor.close()
         self.prices.stop()
         if self.breakers is not None:
             self.breakers.close()
@@ -366,7 +428,13 @@ class WorkerProcess:
         run, step = address["run"], address["step"]
         try:
             deferred = self.database.transact(
-                lambda connection: defer_step(connection, run_id=run, position=step, redeliver_us=PASS_ON_AFTER_US)
+                lambda connection: defer_step(
+                    connection,
+                    namespace=self.settings.namespace,
+                    run_id=run,
+                    position=step,
+                    redeliver_us=PASS_ON_AFTER_US,
+                )
             )
         except StatementRefused as error:  # no step has such an address: requeued it would come for ever
             if error.is_about_data:
@@ -381,7 +449,7 @@ class WorkerProcess:
         """An advance for an agent that this worker does not hold; while the store is away, the sweeper does it."""
         try:
             with self.database.read() as connection:
-                head = read_head(connection, run_id)
+                head = read_head(connection, self.settings.namespace, run_id)
         except StoreError as error:
             log.debug("left to the sweeper: %s", error)
             return
@@ -412,6 +480,7 @@ class WorkerProcesses:
         self._lock = threading.Lock()
         self._made: dict[int, WorkerProcess] = {}
         self.registered_as = ""
+        self._period = CarefulPeriod()
 
     def current(self) -> WorkerProcess:
         """This process's wiring; its heartbeat runs."""
@@ -440,6 +509,7 @@ class WorkerProcesses:
             registry=self._registry,
             machinery=self._machinery,
             worker=worker,
+            period=self._period,
             role=self._role if pid == self._pid else Role.POOL_CHILD,
         )
         if not self.registered_as:

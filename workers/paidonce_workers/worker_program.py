@@ -6,13 +6,15 @@ way out of the process. ``app.conf.worker_pool`` cannot do it: Celery's command
 line cannot tell ``-P prefork`` from no flag at all once that setting is used.
 
 Must never change what a user asked for: a pool or a concurrency that is given
-is kept, except that ``-P threads`` means our threads.
+is kept, except that ``-P threads`` means our threads. What does not go with
+Paidonce is refused by name (``worker_options``).
 """
 
 from __future__ import annotations
 
+import atexit
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from celery import concurrency as celery_pools
@@ -24,15 +26,24 @@ from celery.utils.text import str_to_list
 from click.core import ParameterSource
 
 from paidonce.broker_check import check_connection
-from paidonce_models.errors import PaidonceError
-from paidonce_models.queues import SUBMIT_QUEUE, full_queue_name
-from paidonce_workers.draining import SECONDS_TO_CLOSE_CONNECTIONS, end_process, end_process_at_the_latest
+from paidonce_models.errors import ConfigurationError, PaidonceError
+from paidonce_models.queues import SUBMIT_QUEUE
+from paidonce_workers.autoscaling import Autoscaler
+from paidonce_workers.draining import (
+    SECONDS_TO_CLOSE_CONNECTIONS,
+    end_process,
+    end_process_at_the_latest,
+    restart_program,
+)
+from paidonce_workers.growing_threads import GrowingThreads
 from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
 from paidonce_workers.pool import DEFAULT_THREADS, TaskPool
 from paidonce_workers.prefork_draining import drain_children, listen_in_children
 from paidonce_workers.stop_signals import StopSignals
+from paidonce_workers.worker_options import refuse_options, refuse_options_of_children
 
 CELERYS_DEFAULT_POOL = "prefork"
+CELERYS_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
 
 
 def choose_pool(app: Any, machinery: Machinery | None = None) -> None:
@@ -44,14 +55,33 @@ def choose_pool(app: Any, machinery: Machinery | None = None) -> None:
 
 
 def pool_for(app: Any, asked: object) -> object:
-    """The pool class for a worker; ``asked`` is what it was started with, None if with nothing."""
+    """The pool class for a worker; ``asked`` is what it was started with, None if with nothing.
+
+    Raises ``ConfigurationError`` for one that breaks our promises.
+    """
     if asked is not None and _comes_from_the_command_lines_default():
         asked = None
     if asked is None:
         configured = app.conf.worker_pool
         asked = TaskPool if configured in (None, CELERYS_DEFAULT_POOL) else configured
     pool: object = celery_pools.get_implementation(asked)
-    return TaskPool if pool is thread.TaskPool else pool
+    if pool is thread.TaskPool:
+        return TaskPool
+    if isinstance(pool, type) and issubclass(pool, TaskPool | prefork.TaskPool):
+        return pool
+    raise ConfigurationError(
+        f"the pool {_shown_pool(pool)} does not go with Paidonce, which interrupts, drains and hands back what runs: "
+        "take --pool threads (with --concurrency 1 for one step at a time) or --pool prefork"
+    )
+
+
+def _shown_pool(pool: object) -> str:
+    if not isinstance(pool, type):
+        return repr(pool)
+    for name, path in celery_pools.ALIASES.items():
+        if path == f"{pool.__module__}:{pool.__qualname__}" and name != "custom":
+            return f"--pool {name}"
+    return f"{pool.__module__}.{pool.__qualname__}"
 
 
 def _comes_from_the_command_lines_default() -> bool:
@@ -62,18 +92,26 @@ def _comes_from_the_command_lines_default() -> bool:
     return context.get_parameter_source("pool") in (ParameterSource.DEFAULT, None)
 
 
+def _refused(error: PaidonceError) -> NoReturn:
+    print(f"paidonce: {error.message}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 def _wait_for_the_store(machinery: Machinery) -> None:
     if machinery.before_start is None:
         return
     try:
         machinery.before_start()
     except PaidonceError as error:
-        print(f"paidonce: {error.message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refused(error)
 
 
 class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no types
     """The program; ``app.Worker`` once ``choose_pool`` was called."""
+
+    _stop_signals: StopSignals | None = None
+    _is_stopping = False
+    autoscaler_cls: Any
 
     def on_before_init(self, **options: Any) -> None:
         """Celery's own hook, called first. A worker that has never reached its broker has a wrong address, most likely.
@@ -83,57 +121,100 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         try:
             check_connection(self.app)
         except PaidonceError as error:
-            print(f"paidonce: {error.message}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            _refused(error)
         super().on_before_init(**options)
+        try:  # once handlers of `celeryd_init` have had their say
+            refuse_options(self.app.conf, options, machinery_of(self.app).pinned_settings)
+        except ConfigurationError as error:
+            _refused(error)
 
     def setup_defaults(
         self, concurrency: object = None, pool: object = None, pool_cls: object = None, **options: Any
     ) -> None:
         """Celery's own hook for defaults, called before anything is made from them."""
-        chosen = pool_for(self.app, pool_cls if pool is None else pool)
+        try:
+            chosen = pool_for(self.app, pool_cls if pool is None else pool)
+            refuse_options_of_children(self.app.conf, options, chosen)
+        except ConfigurationError as error:
+            _refused(error)
         is_ours = isinstance(chosen, type) and issubclass(chosen, TaskPool)
         if is_ours and not concurrency and not self.app.conf.worker_concurrency:
             concurrency = DEFAULT_THREADS
         super().setup_defaults(concurrency=concurrency, pool=chosen, **options)
+        if is_ours and self.autoscaler_cls == CELERYS_AUTOSCALER:
+            self.autoscaler_cls = Autoscaler
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """Celery's own hook; ``-Q x`` means the queue ``paidonce.x``, and submissions are always taken."""
+        """Celery's own hook; ``-Q x`` means this namespace's queue ``x``, and submissions are always taken."""
+        on_broker = machinery_of(self.app).on_broker
         names = str_to_list(include) if include else None
         if names:
-            include = list(dict.fromkeys([*(full_queue_name(name) for name in names), SUBMIT_QUEUE]))
-        super().setup_queues(include, exclude)
+            include = list(dict.fromkeys(on_broker(name) for name in (*names, SUBMIT_QUEUE)))
+        super().setup_queues(include, [on_broker(name) for name in str_to_list(exclude)] if exclude else None)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Celery's own hook; its signal handlers and then ours, which stop a worker of any pool in the same way."""
         super().install_platform_tweaks(worker)
-        StopSignals(worker, machinery_of(self.app)).install()
+        self._stop_signals = StopSignals(worker, machinery_of(self.app))
+        self._stop_signals.install()
 
     def start(self) -> None:
         """Run until stopped; with our pool, end the process if threads are left that nobody can end."""
         _wait_for_the_store(machinery_of(self.app))
-        if not issubclass(self.pool_cls, TaskPool):
-            if issubclass(self.pool_cls, prefork.TaskPool):
-                signals.worker_shutting_down.connect(self._begin_to_drain_children, weak=False)
+        signals.worker_shutting_down.connect(self._begin_to_stop, weak=False)
+        try:
             super().start()
+        finally:
+            threads = getattr(self.pool, "executor", None)
+            if isinstance(threads, GrowingThreads):
+                threads.shutdown()  # or the interpreter would wait for them, where the pool was never stopped
+        if not issubclass(self.pool_cls, TaskPool):
+            self._start_anew_if_asked()
             return
-        signals.worker_shutting_down.connect(self._begin_last_resort, weak=False)
-        super().start()
         machinery = machinery_of(self.app)
         drain = getattr(self.pool, "drain", None)
         loop_is_free = machinery.bodies.close()
         if not loop_is_free or (drain is not None and drain.left_behind):
             # The interpreter would wait for those threads at its exit.
-            end_process(self._exit_code())
+            self._end()
+        self._start_anew_if_asked()
 
-    def _begin_to_drain_children(self, **_: object) -> None:
-        drain_children(self.app, self._child_pids, self._exit_code)
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """Celery's own, also for ``celery control shutdown``, at which no signal is sent: it is to end in time, too."""
+        self._begin_to_stop()
+        super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
+
+    def _begin_to_stop(self, **_: object) -> None:
+        """Start the clock of the drain, once."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        if issubclass(self.pool_cls, TaskPool):
+            self._begin_last_resort()
+        elif issubclass(self.pool_cls, prefork.TaskPool):
+            drain_children(self.app, self._child_pids, self._end)
+
+    def _start_anew_if_asked(self) -> None:
+        """What is done at the interpreter's exit, and then the same program (SIGHUP)."""
+        if self._restarts:
+            atexit._run_exitfuncs()
+            restart_program()
+
+    def _end(self, exit_code: int | None = None) -> None:
+        """End the process now, or begin anew in it, whatever its threads do."""
+        if self._restarts:
+            restart_program()
+        end_process(self._exit_code() if exit_code is None else exit_code)
+
+    @property
+    def _restarts(self) -> bool:
+        return self._stop_signals is not None and self._stop_signals.restarts
 
     def _child_pids(self) -> list[int]:
         processes = getattr(getattr(self.pool, "_pool", None), "_pool", None) or ()
         return [process.pid for process in list(processes) if process.pid is not None and process.is_alive()]
 
-    def _begin_last_resort(self, **_: object) -> None:
+    def _begin_last_resort(self) -> None:
         machinery = machinery_of(self.app)
         end_process_at_the_latest(
             machinery.drain_seconds
@@ -141,6 +222,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
             + machinery.hand_back_seconds
             + SECONDS_TO_CLOSE_CONNECTIONS,
             self._exit_code(),
+            self._end,
         )
 
     def _exit_code(self) -> int:

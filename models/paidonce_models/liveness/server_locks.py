@@ -7,16 +7,15 @@ socket is replaced at once.
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
-import weakref
 from typing import Any
 
 import psycopg
 
-from paidonce_models.database import Database
+from paidonce_models.database import Database, let_go_of_socket
 from paidonce_models.errors import StoreError
+from paidonce_models.forks import in_child, leave_to_parent
 
 _LARGEST_KEY = 2**63 - 1
 _KEEPALIVES = (
@@ -42,8 +41,7 @@ class ServerLock:
         self._connection: Any = None  # psycopg's, which SQLAlchemy hands out untyped
         self.key = secrets.randbelow(_LARGEST_KEY) + 1
         self.server = ""
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _detach_if_alive(this))
+        in_child(self, ServerLock._detach)
 
     @property
     def is_held(self) -> bool:
@@ -95,17 +93,6 @@ class ServerLock:
 
     def _detach(self) -> None:
         """In a forked child: hold the session no longer, without a word to the server."""
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            with open(os.devnull, "rb") as nothing:
-                os.dup2(nothing.fileno(), connection.fileno(), inheritable=False)
-        except (OSError, psycopg.Error):  # a child that cannot let go only delays what others see
-            return
-
-
-def _detach_if_alive(reference: weakref.ref[ServerLock]) -> None:
-    lock = reference()
-    if lock is not None:
-        lock._detach()
+        if self._connection is not None:
+            leave_to_parent(self._connection)
+            let_go_of_socket(self._connection)

@@ -12,14 +12,16 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from paidonce_models.errors import TooManyRuns, TooManySteps, TooManyTimers
+from paidonce_models.store.standing import BLOCKED_STEP_REASONS
 
 BOUND_REASONS: Final = (TooManySteps.code, TooManyTimers.code, TooManyRuns.code)
 """The words of ``runs.state_reason`` that say so."""
 _LIMIT_DIGITS: Final = 12
 _REASONS: Final = ", ".join(f"'{reason}'" for reason in BOUND_REASONS)
+_STEPS: Final = BLOCKED_STEP_REASONS.strip("()")
 
 UNBLOCKED: Final = (
-    f"(state_reason NOT IN ('no_worker', 'deadlock', {_REASONS}) "
+    f"(state_reason NOT IN ('no_worker', 'deadlock', {_STEPS}, {_REASONS}) "
     "AND (blocked_signature IS NULL OR blocked_signature <> :signature) "
     f"OR state_reason IN ({_REASONS}) AND (substr(blocked_signature, {_LIMIT_DIGITS + 2}) <> :signature "
     f"OR substr(blocked_signature, 1, {_LIMIT_DIGITS}) < CASE state_reason "

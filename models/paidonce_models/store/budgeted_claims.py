@@ -35,7 +35,7 @@ from paidonce_models.store.held_steps import hold_step
 SAMPLES = 20
 """How many of a step's last accepted attempts say what the next is expected to cost: the dearest of them."""
 
-_LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
+_LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id AND namespace = :namespace FOR UPDATE")
 _FIND = (
     "SELECT steps.name, steps.agent, steps.attempt, runs.namespace, runs.lineage, paidonce_now() AS now_us "
     f"FROM steps JOIN runs ON runs.id = steps.run_id WHERE {CLAIMABLE}"
@@ -73,6 +73,7 @@ class Expectations:
 def claim_within_budgets(
     connection: Connection,
     *,
+    namespace: str,
     run_id: str,
     position: int,
     worker: str,
@@ -82,9 +83,9 @@ def claim_within_budgets(
 ) -> Claim | Refusal | None:
     """Take the step and reserve what it may cost; a ``Refusal`` where an account had no room and the step is held.
 
-    ``None`` where there is nothing to claim. Where no budget applies (any more) it is an ordinary claim.
+    ``None`` where the namespace has nothing to claim there. Where no budget applies (any more) it is an ordinary claim.
     """
-    key: dict[str, object] = {"run_id": run_id, "position": position}
+    key: dict[str, object] = {"namespace": namespace, "run_id": run_id, "position": position}
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, key)
     step = connection.execute(_FIND_STATEMENTS[connection.dialect.name], key).first()
@@ -104,7 +105,15 @@ def claim_within_budgets(
             hold_step(connection, run_id=run_id, position=position, refusal=answer)
             return answer
         reservations = answer
-    row = take_lease(connection, run_id=run_id, position=position, worker=worker, lease_us=lease_us, has_reserved=True)
+    row = take_lease(
+        connection,
+        namespace=namespace,
+        run_id=run_id,
+        position=position,
+        worker=worker,
+        lease_us=lease_us,
+        has_reserved=True,
+    )
     if row is None:
         return None
     for reservation in reservations:

@@ -15,12 +15,12 @@ _UNSTARTED = text("SELECT consumed_seq FROM runs WHERE id = :run_id AND state IN
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
 
 
-def cancel_run(connection: Connection, run_id: str, *, grace_seconds: float) -> list[Message]:
+def cancel_run(connection: Connection, namespace: str, run_id: str, *, grace_seconds: float) -> list[Message]:
     """Request the cancellation; a run that never began or is blocked ends here, its parent is told.
 
-    Does nothing where the run has ended or was cancelled before.
+    Does nothing where the run has ended or was cancelled before, or the namespace has no such run.
     """
-    head = read_head(connection, run_id)
+    head = read_head(connection, namespace, run_id)
     if head is None or head.state.is_terminal:
         return []
     unstarted = connection.execute(_UNSTARTED, {"run_id": run_id}).first()

@@ -15,8 +15,9 @@ from paidonce_models.store.suspicion import IS_SUSPECT, Suspect
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claimant:
-    """Who takes a lease, and for how long."""
+    """Who takes a lease, of runs of which namespace, and for how long."""
 
+    namespace: str
     worker: str
     lease_us: int
 
@@ -59,8 +60,9 @@ HAS_BUDGETS = {
 """Whether a budget applies to a row of ``runs``. A claim then has to reserve first: see ``budgeted_claims``."""
 
 CLAIMABLE = (
-    "steps.run_id = :run_id AND steps.position = :position AND steps.state IN ('scheduled', 'retrying') "
-    "AND steps.kind <> 'agent' AND (steps.due_at_us IS NULL OR steps.due_at_us <= paidonce_now())"
+    "steps.run_id = :run_id AND steps.position = :position AND steps.namespace = :namespace "
+    "AND steps.state IN ('scheduled', 'retrying') AND steps.kind <> 'agent' "
+    "AND (steps.due_at_us IS NULL OR steps.due_at_us <= paidonce_now())"
 )
 _CLAIM = (
     "UPDATE steps SET state = 'running', attempt = attempt + 1, lease_owner = :worker, "
@@ -109,6 +111,7 @@ _FIND_SUSPECT = text(f"SELECT lost, blamed FROM steps WHERE {CLAIMABLE} AND {IS_
 def claim_step(
     connection: Connection,
     *,
+    namespace: str,
     run_id: str,
     position: int,
     worker: str,
@@ -118,12 +121,14 @@ def claim_step(
 ) -> Claim | None:
     """Take the step for this worker, or ``None`` where it is finished, held, cancelled, not yet due or has a budget.
 
-    Guard: only a step that is scheduled or retrying and due is taken, and its
-    row's lock makes the second of two racing claims see it running. One whose
+    Guard: only a step of the namespace that is scheduled or retrying and due is taken, and its
+    row's lock makes the second of two racing claims see it running. The ids come from a message, which anybody may
+    have sent: a step of another namespace is its owners' to execute, with their code and keys. One whose
     run draws on a budget is left for ``claim_within_budgets``. ``suspects`` False:
     one that may kill whoever runs it is left, too, to those who isolate it.
     """
-    parameters: dict[str, Any] = {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
+    parameters: dict[str, Any] = {"namespace": namespace, "run_id": run_id, "position": position}
+    parameters |= {"worker": worker, "lease_us": lease_us}
     if connection.dialect.name == "postgresql":
         row = connection.execute(_CLAIM_AT_ONCE[suspects], parameters).first()
         if row is None:
@@ -148,9 +153,10 @@ _FIND = text(
 )
 
 
-def find_suspect(connection: Connection, *, run_id: str, position: int) -> Suspect | None:
+def find_suspect(connection: Connection, *, namespace: str, run_id: str, position: int) -> Suspect | None:
     """Why a step that could be claimed is left to those who isolate it; ``None`` where it is not."""
-    row = connection.execute(_FIND_SUSPECT, {"run_id": run_id, "position": position}).first()
+    key = {"namespace": namespace, "run_id": run_id, "position": position}
+    row = connection.execute(_FIND_SUSPECT, key).first()
     return None if row is None else Suspect(lost=row.lost, blamed=row.blamed)
 
 
@@ -197,6 +203,7 @@ def claim_of(
 def take_lease(
     connection: Connection,
     *,
+    namespace: str,
     run_id: str,
     position: int,
     worker: str,
@@ -210,7 +217,8 @@ def take_lease(
     """
     statement = _TAKE_RESERVED_LEASE if has_reserved else _TAKE_LEASE[connection.dialect.name, suspects]
     row = connection.execute(
-        statement, {"run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us}
+        statement,
+        {"namespace": namespace, "run_id": run_id, "position": position, "worker": worker, "lease_us": lease_us},
     ).first()
     if row is None:
         return None

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from paidonce_models.payloads import SplitPayload
 from paidonce_models.states import AttemptOutcome
 from paidonce_models.store.advancing import NewStep, Progress, write_progress
+from paidonce_models.store.blocked_steps import Blocking, write_blocking
 from paidonce_models.store.claims import Claim, Claimant, take_lease
 from paidonce_models.store.events import EventKind, allocate_seq, insert_event
 from paidonce_models.store.ledger import insert_calls
@@ -50,6 +51,8 @@ class Completion:
     retry_after_us: int | None = None
     parking: Parking | None = None
     """Set means: failed because a circuit is open, to be tried again when it may have healed."""
+    blocking: Blocking | None = None
+    """Set means: it returned what this code cannot store, or its arguments do not fit; other code goes on with it."""
     counts_as_failure: bool = True
     """Whether an attempt that is to be tried again counts towards the retry policy; a probe's does not."""
     calls: Sequence[CallRecord] = ()
@@ -62,9 +65,14 @@ class Completion:
         return self.outcome is AttemptOutcome.ACCEPTED
 
     @property
+    def has_returned(self) -> bool:
+        """Whether its body came to its end, so that what it cost is what the next one may cost."""
+        return self.succeeded or (self.blocking is not None and self.blocking.form is not None)
+
+    @property
     def is_final(self) -> bool:
         """Whether the step has its outcome with this attempt."""
-        return self.retry_after_us is None and self.parking is None
+        return self.retry_after_us is None and self.parking is None and self.blocking is None
 
 
 _END_STEP = text(
@@ -80,6 +88,11 @@ _KNOWN_AGAIN = text(
 _PARK_STEP = text(
     "UPDATE steps SET state = 'parked', failed = failed + :counted, error = :error, lease_owner = NULL, "
     "lease_expires_at_us = NULL, publish_at_us = NULL, publish_count = 0 "
+    "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state IN ('running', 'unknown')"
+)
+_BLOCK_STEP = text(
+    "UPDATE steps SET state = 'blocked', error = :error, lease_owner = NULL, lease_expires_at_us = NULL, "
+    "publish_at_us = NULL, publish_count = 0 "
     "WHERE run_id = :run_id AND position = :position AND attempt = :attempt AND state IN ('running', 'unknown')"
 )
 _RETRY_STEP = text(
@@ -135,7 +148,12 @@ def complete_with_progress(
     if taken is not None and claimant is not None:
         position = taken.position
         lease = take_lease(
-            connection, run_id=head.id, position=position, worker=claimant.worker, lease_us=claimant.lease_us
+            connection,
+            namespace=claimant.namespace,
+            run_id=head.id,
+            position=position,
+            worker=claimant.worker,
+            lease_us=claimant.lease_us,
         )
         if lease is None:  # the caller took a step that this very advance cancels, or a budget was set meanwhile
             return Acceptance.OVERTAKEN, []
@@ -154,7 +172,7 @@ def complete_alone(connection: Connection, completion: Completion) -> Acceptance
     claim = completion.claim
     final = completion.is_final
     seq = allocate_seq(connection, claim.run_id) if final else None
-    if completion.parking is not None:
+    if completion.parking is not None or completion.blocking is not None:
         lock_run(connection, claim.run_id)
     if not (_end_step(connection, completion) if final else _retry_step(connection, completion)):
         return _settle_refused(connection, completion, seq)
@@ -164,6 +182,8 @@ def complete_alone(connection: Connection, completion: Completion) -> Acceptance
     _settle_money(connection, completion)
     if completion.parking is not None:
         write_parking(connection, run_id=claim.run_id, position=claim.position, parking=completion.parking)
+    if completion.blocking is not None:
+        write_blocking(connection, claim, completion.blocking)
     return Acceptance.ACCEPTED
 
 
@@ -213,7 +233,7 @@ def _settle_money(connection: Connection, completion: Completion, *, accepted: b
             run_id=claim.run_id,
             position=claim.position,
             attempt=claim.attempt,
-            accepted=completion.succeeded if accepted is None else accepted,
+            accepted=completion.has_returned if accepted is None else accepted,
         )
 
 
@@ -250,6 +270,8 @@ def _retry_step(connection: Connection, completion: Completion) -> bool:
     }
     if completion.parking is not None:
         return connection.execute(_PARK_STEP, parameters).rowcount == 1
+    if completion.blocking is not None:
+        return connection.execute(_BLOCK_STEP, parameters).rowcount == 1
     parameters["retry_after_us"] = completion.retry_after_us
     return connection.execute(_RETRY_STEP, parameters).rowcount == 1
 

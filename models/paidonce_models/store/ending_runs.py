@@ -19,12 +19,15 @@ _FAIL = text(
 )
 
 
-def fail_run(connection: Connection, run_id: str, error: dict[str, object], *, grace_seconds: float) -> list[Message]:
-    """Fail the run with this error, cancel what it has open, and tell its parent. Does nothing where it has ended.
+def fail_run(
+    connection: Connection, namespace: str, run_id: str, error: dict[str, object], *, grace_seconds: float
+) -> list[Message]:
+    """Fail the run with this error, cancel what it has open, and tell its parent.
 
+    Does nothing where it has ended, or the namespace has no such run.
     ``grace_seconds`` is what the ``finally`` of child runs may take.
     """
-    head = read_head(connection, run_id)
+    head = read_head(connection, namespace, run_id)
     if head is None or head.state.is_terminal:
         return []
     # Only their locks, the parent's first: a number taken for a child that has ended meanwhile would be a gap.

@@ -95,8 +95,8 @@ def hand_back(
 
 _DEFER = text(
     "UPDATE steps SET publish_count = publish_count + 1, publish_at_us = paidonce_now() + :redeliver "
-    "WHERE run_id = :run_id AND position = :position AND state IN ('scheduled', 'retrying') "
-    "RETURNING name, agent, queue, priority, publish_count, namespace"
+    "WHERE run_id = :run_id AND position = :position AND namespace = :namespace "
+    "AND state IN ('scheduled', 'retrying') RETURNING name, agent, queue, priority, publish_count, namespace"
 )
 
 
@@ -109,9 +109,12 @@ class Deferred:
     bounces: int
 
 
-def defer_step(connection: Connection, *, run_id: str, position: int, redeliver_us: int) -> Deferred | None:
-    """Put off the step's next message; no attempt is made. ``None`` where there is nothing to run."""
-    row = connection.execute(_DEFER, {"run_id": run_id, "position": position, "redeliver": redeliver_us}).first()
+def defer_step(
+    connection: Connection, *, namespace: str, run_id: str, position: int, redeliver_us: int
+) -> Deferred | None:
+    """Put off the step's next message; no attempt is made. ``None`` where the namespace has nothing to run there."""
+    key = {"namespace": namespace, "run_id": run_id, "position": position}
+    row = connection.execute(_DEFER, {**key, "redeliver": redeliver_us}).first()
     if row is None:
         return None
     message = StepMessage(

@@ -19,10 +19,11 @@ from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.payload_rows import insert_payloads
 from paidonce_models.store.standing import restate_run
 
-_LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
+_LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id AND namespace = :namespace FOR UPDATE")
 _FIND = text(
     "SELECT steps.state, steps.attempt, runs.namespace, runs.agent, runs.queue, runs.priority FROM steps "
-    "JOIN runs ON runs.id = steps.run_id WHERE steps.run_id = :run_id AND steps.position = :position"
+    "JOIN runs ON runs.id = steps.run_id WHERE steps.run_id = :run_id AND steps.position = :position "
+    "AND steps.namespace = :namespace"
 )
 _END = text(
     "UPDATE steps SET state = :state, result_id = :result_id, error = :error, lease_owner = NULL, "
@@ -31,9 +32,12 @@ _END = text(
 )
 
 
-def lock_step(connection: Connection, run_id: str, position: int) -> Row[Any] | None:
-    """The step's state with what is known of its run, under the run's lock; ``None`` where there is no such step."""
-    key = {"run_id": run_id, "position": position}
+def lock_step(connection: Connection, namespace: str, run_id: str, position: int) -> Row[Any] | None:
+    """The step's state with what is known of its run, under the run's lock; ``None`` where there is no such step.
+
+    All that end a step from outside come through here, so a step of another namespace is never touched.
+    """
+    key = {"namespace": namespace, "run_id": run_id, "position": position}
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, key)
     return connection.execute(_FIND, key).first()
@@ -42,6 +46,7 @@ def lock_step(connection: Connection, run_id: str, position: int) -> Row[Any] | 
 def end_step(
     connection: Connection,
     *,
+    namespace: str,
     run_id: str,
     position: int,
     only_if: Collection[StepState],
@@ -52,7 +57,7 @@ def end_step(
 
     Without ``error`` it succeeded with ``result``. Neither an attempt nor the count of failures is touched.
     """
-    found = lock_step(connection, run_id, position)
+    found = lock_step(connection, namespace, run_id, position)
     if found is None or found.state not in only_if:
         return None
     seq = allocate_seq(connection, run_id)

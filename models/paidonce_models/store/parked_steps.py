@@ -36,7 +36,7 @@ _PROVIDER = "provider:"
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
 _PARK = text(
     "UPDATE steps SET state = 'parked', publish_at_us = NULL WHERE run_id = :run_id AND position = :position "
-    "AND state IN ('scheduled', 'retrying') AND kind <> 'agent'"
+    "AND namespace = :namespace AND state IN ('scheduled', 'retrying') AND kind <> 'agent'"
 )
 # One that was a probe in vain keeps its place and its deadline.
 _INSERT = text(
@@ -61,9 +61,9 @@ def lock_run(connection: Connection, run_id: str) -> None:
         connection.execute(_LOCK_RUN, {"run_id": run_id})
 
 
-def park_step(connection: Connection, *, run_id: str, position: int, parking: Parking) -> bool:
+def park_step(connection: Connection, *, namespace: str, run_id: str, position: int, parking: Parking) -> bool:
     """Put a step aside whose call was refused; False where it cannot be claimed anyway. No attempt is made."""
-    key = {"run_id": run_id, "position": position}
+    key = {"namespace": namespace, "run_id": run_id, "position": position}
     lock_run(connection, run_id)
     if connection.execute(_PARK, key).rowcount != 1:
         return False
@@ -86,11 +86,12 @@ def count_refusals(connection: Connection, *, run_id: str, position: int, calls:
 
 
 def refuse_step(
-    connection: Connection, *, run_id: str, position: int, error: dict[str, object]
+    connection: Connection, *, namespace: str, run_id: str, position: int, error: dict[str, object]
 ) -> AdvanceMessage | None:
     """Tell the agent at once that the circuit is open; ``None`` where the step cannot be claimed anyway."""
     message = end_step(
         connection,
+        namespace=namespace,
         run_id=run_id,
         position=position,
         only_if=(StepState.SCHEDULED, StepState.RETRYING),
@@ -235,6 +236,7 @@ def give_up_parked(
         )
         message = end_step(
             connection,
+            namespace=namespace,
             run_id=row.run_id,
             position=row.position,
             only_if=(StepState.PARKED,),

@@ -62,7 +62,7 @@ class StepView:
     child_run_id: str | None
     waits_for: str | None = None
     """Of a held step which budget has no room for it, of a parked one which circuit is open,
-    of an unknown one what a person has to say."""
+    of an unknown one what a person has to say, of a blocked one what sets it going."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +87,8 @@ _RUN_COLUMNS = (
     "id, namespace, agent, agent_version, key, state, state_reason, result_id, error, tags, input_id, parent_run_id, "
     "root_run_id, queue, priority, created_at_us, started_at_us, finished_at_us"
 )
-_STATE = text("SELECT state, state_reason FROM runs WHERE id = :run_id")
-_RUN = text(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = :run_id")
+_STATE = text("SELECT state, state_reason FROM runs WHERE id = :run_id AND namespace = :namespace")
+_RUN = text(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = :run_id AND namespace = :namespace")
 _RESOLVE = text(
     "SELECT id FROM runs WHERE id = :name AND namespace = :namespace "
     "UNION ALL SELECT run_id FROM run_aliases WHERE namespace = :namespace AND alias = :name LIMIT 1"
@@ -96,9 +96,13 @@ _RESOLVE = text(
 _STEPS = text(
     "SELECT s.position, s.name, s.kind, s.state, s.attempt, s.lost, s.started_at_us, s.finished_at_us, s.error, "
     "s.child_run_id, a.worker FROM steps s LEFT JOIN attempts a ON a.run_id = s.run_id AND a.position = s.position "
-    "AND a.number = s.attempt WHERE s.run_id = :run_id ORDER BY s.position"
+    "AND a.number = s.attempt WHERE s.run_id = :run_id AND s.namespace = :namespace ORDER BY s.position"
 )
-_STEP_PAYLOADS = text("SELECT namespace, args_id, result_id FROM steps WHERE run_id = :run_id AND position = :position")
+_STEP_PAYLOADS = text(
+    "SELECT namespace, args_id, coalesce(result_id, CASE WHEN state = 'blocked' THEN (SELECT kept_id "
+    "FROM blocked_steps b WHERE b.run_id = steps.run_id AND b.position = steps.position "
+    "AND b.attempt = steps.attempt) END) AS result_id FROM steps WHERE run_id = :run_id AND position = :position"
+)
 _ATTEMPTS = text("SELECT * FROM attempts WHERE run_id = :run_id AND position = :position ORDER BY number")
 
 
@@ -108,23 +112,27 @@ def resolve_run(connection: Connection, namespace: str, name: str) -> str:
     can_be_asked = "\x00" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
     row = connection.execute(_RESOLVE, {"namespace": namespace, "name": name}).first() if can_be_asked else None
     if row is None:
-        raise NotFound(f"there is no run {name!r:.200} in namespace {namespace!r}; `paidonce runs` lists them")
+        raise _not_found(namespace, name)
     return str(row.id)
 
 
-def read_state(connection: Connection, run_id: str) -> tuple[RunState, str | None]:
+def _not_found(namespace: str, name: str) -> NotFound:
+    return NotFound(f"there is no run {name!r:.200} in namespace {namespace!r}; `paidonce runs` lists them")
+
+
+def read_state(connection: Connection, namespace: str, run_id: str) -> tuple[RunState, str | None]:
     """The run's state and the reason it stands still. Raises ``NotFound``."""
-    row = connection.execute(_STATE, {"run_id": run_id}).first()
+    row = connection.execute(_STATE, {"namespace": namespace, "run_id": run_id}).first()
     if row is None:
-        raise NotFound(f"there is no run {run_id!r}; `paidonce runs` lists them")
+        raise _not_found(namespace, run_id)
     return RunState(row.state), row.state_reason
 
 
-def read_run(connection: Connection, run_id: str, *, with_payloads: bool = True) -> RunView:
+def read_run(connection: Connection, namespace: str, run_id: str, *, with_payloads: bool = True) -> RunView:
     """One run, with its input and result as JSON bytes unless left out. Raises ``NotFound``."""
-    row = connection.execute(_RUN, {"run_id": run_id}).first()
+    row = connection.execute(_RUN, {"namespace": namespace, "run_id": run_id}).first()
     if row is None:
-        raise NotFound(f"there is no run {run_id!r}; `paidonce runs` lists them")
+        raise _not_found(namespace, run_id)
     return _run_view(connection, row, with_payloads=with_payloads)
 
 
@@ -174,9 +182,9 @@ def list_runs(
     return [_run_view(connection, row, with_payloads=False) for row in connection.execute(query, parameters)]
 
 
-def read_steps(connection: Connection, run_id: str) -> list[StepView]:
-    """All steps of a run in the order in which the agent asked for them."""
-    rows = connection.execute(_STEPS, {"run_id": run_id}).all()
+def read_steps(connection: Connection, namespace: str, run_id: str) -> list[StepView]:
+    """All steps of a run in the order in which the agent asked for them; none where the namespace has no such run."""
+    rows = connection.execute(_STEPS, {"namespace": namespace, "run_id": run_id}).all()
     waits: dict[int, str] = {}
     if any(row.state == "held" for row in rows):
         waits |= why_held(connection, run_id)
@@ -187,6 +195,11 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
             waits[row.position] = (
                 "nobody knows whether it has acted; find out, and say so with "
                 f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--failed` or `--retry`"
+            )
+        elif row.state == "blocked":
+            waits[row.position] = (
+                "it goes on with a worker whose code fits, without being paid again, or with "
+                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--kept`, `--failed` or `--retry`"
             )
     return [
         StepView(
@@ -208,7 +221,10 @@ def read_steps(connection: Connection, run_id: str) -> list[StepView]:
 
 
 def read_step_payloads(connection: Connection, run_id: str, position: int) -> tuple[bytes, bytes | None]:
-    """The JSON of a step's arguments and of its result, if it has one. Raises ``NotFound``."""
+    """The JSON of a step's arguments and of its result, or of what is kept of one that is blocked, if there is one.
+
+    Raises ``NotFound``.
+    """
     row = connection.execute(_STEP_PAYLOADS, {"run_id": run_id, "position": position}).first()
     if row is None:
         raise NotFound(f"run {run_id} has no step {position}; `paidonce show {run_id}` lists its steps")

@@ -21,7 +21,7 @@ _READ = (
     "AND (SELECT last_seq FROM runs WHERE id = :run_id) <= :after + :most) AS recorded "
     "FROM runs LEFT JOIN run_events e ON e.run_id = runs.id AND e.seq > :after "
     "LEFT JOIN payloads p ON p.namespace = e.namespace AND p.id = e.payload_id "
-    "WHERE runs.id = :run_id ORDER BY e.seq LIMIT :most"
+    "WHERE runs.id = :run_id AND runs.namespace = :namespace ORDER BY e.seq LIMIT :most"
 )
 _STEPS = {"postgresql": _STEPS_POSTGRESQL, "sqlite": _STEPS_SQLITE}
 _READ_STATEMENTS = {
@@ -42,6 +42,7 @@ class RunLog:
 
 def read_log(
     connection: Connection,
+    namespace: str,
     run_id: str,
     *,
     after: int,
@@ -49,13 +50,13 @@ def read_log(
     most: int,
     memory: PayloadMemory | None = None,
 ) -> RunLog | None:
-    """The run, its events after ``after`` and its steps from position ``first`` on; ``None`` where there is no run.
+    """The run, its events after ``after`` and its steps from position ``first`` on.
 
-    For a process that is at most ``most`` events behind.
+    ``None`` where the namespace has no such run. For a process that is at most ``most`` events behind.
     """
     rows = connection.execute(
         _READ_STATEMENTS[connection.dialect.name],
-        {"run_id": run_id, "after": after, "first": first, "most": most},
+        {"namespace": namespace, "run_id": run_id, "after": after, "first": first, "most": most},
     ).all()
     if not rows:
         return None

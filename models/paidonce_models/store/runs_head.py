@@ -48,15 +48,28 @@ HEAD_COLUMNS = {
     for dialect, has_budgets in HAS_BUDGETS.items()
 }
 """What ``head_of`` needs of a row of ``runs``, by dialect."""
-_READ = {dialect: text(f"SELECT {columns} FROM runs WHERE id = :run_id") for dialect, columns in HEAD_COLUMNS.items()}
+_READ = {
+    dialect: text(f"SELECT {columns} FROM runs WHERE id = :run_id AND namespace = :namespace")
+    for dialect, columns in HEAD_COLUMNS.items()
+}
 
 
-def read_head(connection: Connection, run_id: str) -> RunHead | None:
-    """The run's head, or ``None`` where there is no such run."""
-    row = connection.execute(_READ[connection.dialect.name], {"run_id": run_id}).first()
+_NAMESPACE = text("SELECT namespace FROM runs WHERE id = :run_id")
+
+
+def read_head(connection: Connection, namespace: str, run_id: str) -> RunHead | None:
+    """The run's head, or ``None`` where the namespace has no such run."""
+    parameters = {"namespace": namespace, "run_id": run_id}
+    row = connection.execute(_READ[connection.dialect.name], parameters).first()
     if row is None:
         return None
     return head_of(row)
+
+
+def namespace_of(connection: Connection, run_id: str) -> str | None:
+    """Whose run this is, whoever asks; ``None`` where there is none."""
+    found: str | None = connection.execute(_NAMESPACE, {"run_id": run_id}).scalar_one_or_none()
+    return found
 
 
 def head_of(row: Row[Any]) -> RunHead:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-HAS_STANDING_STEPS = "EXISTS (SELECT 1 FROM steps WHERE steps.run_id = {run_id} AND steps.state IN ('held', 'parked'))"
+HAS_STANDING_STEPS = (
+    "EXISTS (SELECT 1 FROM steps WHERE steps.run_id = {run_id} AND steps.state IN ('held', 'parked', 'blocked'))"
+)
 """For the statements that write a run's state from what its agent awaits: they leave such runs to ``restate_run``."""
 
 _EARLIEST = (
@@ -19,14 +21,23 @@ _CAN_PROCEED = (
     "(consumed_seq < last_seq OR EXISTS (SELECT 1 FROM steps WHERE steps.run_id = runs.id AND steps.kind <> 'agent' "
     "AND steps.state IN ('scheduled', 'running', 'retrying')))"
 )
+BLOCKED_STEP_REASONS = "('result_not_storable', 'step_does_not_fit')"
+"""Why runs are blocked whose earliest open step is: their code may be fine, so that no agent's code sets them going."""
+_BLOCKED_REASON = (
+    "(SELECT blocked_steps.reason FROM blocked_steps WHERE blocked_steps.run_id = runs.id "
+    f"AND blocked_steps.position = {_EARLIEST.format(column='position')})"
+)
 _RESTATE = (
     f"UPDATE runs SET state = CASE WHEN {_CAN_PROCEED} THEN 'running' ELSE "
     f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'paused' WHEN 'parked' THEN 'parked' "
-    "ELSE 'waiting' END END, "
+    "WHEN 'blocked' THEN 'blocked' ELSE 'waiting' END END, "
     f"state_reason = CASE WHEN {_CAN_PROCEED} THEN NULL ELSE "
     f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'budget' WHEN 'parked' THEN 'circuit_open' "
-    "WHEN 'unknown' THEN 'unknown_outcome' END END "
-    "WHERE {which} AND state IN ('running', 'waiting', 'paused', 'parked')"
+    f"WHEN 'unknown' THEN 'unknown_outcome' WHEN 'blocked' THEN {_BLOCKED_REASON} END END, "
+    f"error = CASE WHEN NOT {_CAN_PROCEED} AND {_EARLIEST.format(column='state')} = 'blocked' "
+    f"THEN {_EARLIEST.format(column='error')} WHEN state = 'blocked' THEN NULL ELSE error END "
+    "WHERE {which} AND (state IN ('running', 'waiting', 'paused', 'parked') "
+    f"OR state = 'blocked' AND state_reason IN {BLOCKED_STEP_REASONS})"
 )
 _RESTATE_RUN = text(_RESTATE.replace("{which}", "id = :run_id"))
 _RESTATE_STALE = text(

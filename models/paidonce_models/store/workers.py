@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 
 from paidonce_models.budgets import Unit
 from paidonce_models.queues import DEFAULT_QUEUE
+from paidonce_models.store.blocked_steps import restate_blocked_runs
 from paidonce_models.store.bounds import UNBLOCKED, limit_parameters
 from paidonce_models.store.budget_rules import declare_budgets
 from paidonce_models.store.messages import AdvanceMessage, Message
@@ -137,6 +138,8 @@ def register_worker(connection: Connection, registration: Registration) -> list[
                 **limit_parameters(registration.bounds),
             },
         ).all()
+    if rows:
+        restate_blocked_runs(connection, registration.namespace)
     names = [held.name for held in registration.agents] + list(registration.steps)
     if names:
         parameters = {"namespace": registration.namespace, "names": names}

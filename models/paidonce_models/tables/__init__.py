@@ -9,12 +9,15 @@ in ``price_rows`` before the price list; once its cause is final it is counted i
 ``daily_costs``, ``run_costs`` and ``run_totals``. Where ``budgets`` apply, the
 claim also writes ``reservations`` and counts them in ``budget_accounts``, or the
 step goes to ``held_steps``; where a circuit is open, it goes to
-``parked_steps``. Times are integer microseconds since the epoch in UTC
+``parked_steps``. A step whose paid result does not fit the code, or whose arguments
+do not, goes to ``blocked_steps``. A process that has reason to marks runs in
+``slice_marks`` before it runs their agents. Times are integer microseconds since the epoch in UTC
 (``*_at_us``), read from the store's clock. Money is integer nano-dollars,
 unknown is NULL.
 """
 
 from paidonce_models.tables.attempts import Attempt
+from paidonce_models.tables.blocked_steps import StoredBlockedStep
 from paidonce_models.tables.budgets import BudgetAccount, StoredBudget, StoredReservation
 from paidonce_models.tables.calls import Avoided, Call
 from paidonce_models.tables.circuits import BreakerTransition, ParkedStep
@@ -25,6 +28,7 @@ from paidonce_models.tables.price_rows import StoredPriceRow
 from paidonce_models.tables.registry import METADATA
 from paidonce_models.tables.rollups import DailyCost, RunCost, RunTotal
 from paidonce_models.tables.runs import Run, RunAlias
+from paidonce_models.tables.slice_marks import SliceMark
 from paidonce_models.tables.steps import Step
 from paidonce_models.tables.witnesses import StoredWitness
 from paidonce_models.tables.workers import Sweep, Worker
@@ -45,7 +49,9 @@ __all__ = [
     "RunCost",
     "RunEvent",
     "RunTotal",
+    "SliceMark",
     "Step",
+    "StoredBlockedStep",
     "StoredBudget",
     "StoredPriceRow",
     "StoredReservation",

@@ -41,8 +41,8 @@ class Step(Row, table=True):
         Index(
             "ix_steps_standing",
             "run_id",
-            sqlite_where=text("state IN ('held', 'parked')"),
-            postgresql_where=text("state IN ('held', 'parked')"),
+            sqlite_where=text("state IN ('held', 'parked', 'blocked')"),
+            postgresql_where=text("state IN ('held', 'parked', 'blocked')"),
         ),
     )
 

@@ -7,8 +7,9 @@ import click
 from paidonce.cli.connections import check_broker
 from paidonce.cli.output import json_option, print_json, tell
 from paidonce.embedded import embedded_status, stop_embedded
-from paidonce.settings import load_settings
+from paidonce.settings import Settings, load_settings
 from paidonce_models.errors import ConfigurationError
+from paidonce_models.queues import DEFAULT_NAMESPACE, SUBMIT_QUEUE, broker_queue_name
 
 
 @click.group()
@@ -21,21 +22,34 @@ def broker() -> None:
 def status(as_json: bool) -> None:
     """Say whether the broker runs. Never starts it; a configured one is asked, exit code 3 if it does not answer."""
     settings = load_settings()
+    queues = {"namespace": settings.namespace, "submit_queue": submit_queue(settings)}
     if settings.broker_url is not None:
         url = check_broker(settings)
         if as_json:
-            print_json({"embedded": False, "running": True, "url": url})
+            print_json({"embedded": False, "running": True, "url": url, **queues})
         else:
             tell(f"The configured broker {url} answers.")
+            _tell_queues(settings)
         return
     found = embedded_status(settings.home)
     if as_json:
         document = {"embedded": True, "running": found.running, "url": found.url, "pid": found.pid}
-        print_json({**document, "version": found.version, "log": str(found.log_path)})
+        print_json({**document, "version": found.version, "log": str(found.log_path), **queues})
     elif found.running:
         tell(f"The embedded Valkey {found.version} runs as process {found.pid} at {found.url}.")
+        _tell_queues(settings)
     else:
         tell(f"The embedded Valkey of {settings.home} does not run; it starts when it is needed.")
+
+
+def submit_queue(settings: Settings) -> str:
+    """Where a producer sends that knows the broker alone."""
+    return broker_queue_name(settings.namespace, SUBMIT_QUEUE)
+
+
+def _tell_queues(settings: Settings) -> None:
+    if settings.namespace != DEFAULT_NAMESPACE:
+        tell(f"Submissions for namespace {settings.namespace} go to the queue {submit_queue(settings)}.")
 
 
 @broker.command()

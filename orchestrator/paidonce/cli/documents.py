@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from paidonce.values import natural_json
 from paidonce_models.encoding import decode_json
 from paidonce_models.money import decimal_usd_string
 from paidonce_models.store.bills import Bill
@@ -22,8 +23,8 @@ def time_text(moment: datetime | None) -> str | None:
 
 
 def value_of(data: bytes | None) -> object:
-    """A stored JSON value; ``None`` where there is none."""
-    return None if data is None else decode_json(data)
+    """A stored JSON value, without the types that may stand beside it; ``None`` where there is none."""
+    return None if data is None else natural_json(decode_json(data))
 
 
 def run_line(run: RunView) -> Document:

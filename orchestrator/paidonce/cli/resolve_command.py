@@ -17,26 +17,28 @@ from paidonce_models.errors import InvalidInput, ModuleNotLoadable
 @click.argument("run", metavar="RUN")
 @click.argument("step", type=click.IntRange(1, LAST_STEP), metavar="STEP")
 @click.option("--succeeded", "result", metavar="JSON", help="It did its work; this is what it returned.")
+@click.option("--kept", is_flag=True, help="It did its work; what was kept of it is the result.")
 @click.option("--failed", is_flag=True, help="It did not; the agent gets StepFailed.")
 @click.option("--message", metavar="TEXT", help="With --failed: what the agent is told.")
 @click.option("--retry", is_flag=True, help="Try it once more.")
 @json_option
 def resolve(
-    run: str, step: int, result: str | None, failed: bool, message: str | None, retry: bool, as_json: bool
+    run: str, step: int, result: str | None, kept: bool, failed: bool, message: str | None, retry: bool, as_json: bool
 ) -> None:
-    """Say what came of STEP of RUN, whose outcome is unknown; the run goes on with it.
+    """Say what came of STEP of RUN, whose outcome is unknown or whose result is blocked; the run goes on with it.
 
     A step with delivery="at_most_once" whose worker vanished or whose time ran out is not repeated: it may have done
-    its work. Find out, and say so here. Where the modules of PAIDONCE_AGENTS are at hand, the result of --succeeded
-    is checked against the step's type first.
+    its work. Find out, and say so here. A step whose result did not fit the code is blocked and was paid: --kept takes
+    what was kept of it, --retry pays once more. Where the modules of PAIDONCE_AGENTS are at hand, the result is checked
+    against the step's type first.
     """
-    if sum((result is not None, failed, retry)) != 1:
-        raise click.UsageError("say one of --succeeded JSON, --failed and --retry")
+    if sum((result is not None, kept, failed, retry)) != 1:
+        raise click.UsageError("say one of --succeeded JSON, --kept, --failed and --retry")
     if message is not None and not failed:
         raise click.UsageError("--message is for --failed")
     settings = load_settings()
     value = None if result is None else _result(result)
-    if result is not None:
+    if result is not None or kept:
         try:
             load_modules(settings.agents)
         except ModuleNotLoadable as error:
@@ -44,11 +46,13 @@ def resolve(
     handle = open_client(settings).run(run)
     if result is not None:
         handle.resolve_succeeded(step, value)
+    elif kept:
+        handle.resolve_kept(step)
     elif failed:
         handle.resolve_failed(step, message)
     else:
         handle.resolve_retry(step)
-    outcome = "succeeded" if result is not None else "failed" if failed else "retry"
+    outcome = "succeeded" if result is not None or kept else "failed" if failed else "retry"
     if as_json:
         print_json({"run_id": handle.id, "step": step, "resolved": outcome})
     else:

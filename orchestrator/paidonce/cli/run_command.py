@@ -24,6 +24,7 @@ from paidonce.cli.progress import progress_for_this_terminal
 from paidonce.cli.waiting import RunWatch
 from paidonce.cli.worker_program import declared_queues
 from paidonce.client import RunHandle
+from paidonce.declaration_checks import refuse_unfit
 from paidonce.module_loading import load_modules
 from paidonce.registry import AnyAgent, default_registry
 from paidonce_models.errors import InvalidInput, PaidonceError, RunEnded, UnknownAgent
@@ -86,6 +87,7 @@ def _load_target(target: str) -> tuple[ModuleType, AnyAgent]:
     if not module_name or not name:
         raise InvalidInput(f"{target!r}: the part {'before' if name else 'after'} the colon is missing: MODULE:AGENT")
     (module,) = load_modules([module_name])
+    refuse_unfit(default_registry)
     found = default_registry.agent(name)
     if found is not None:
         return module, found

@@ -54,9 +54,11 @@ def show(run: str, position: int | None, as_json: bool) -> None:
     if position is not None:
         _show_step(client, run, position, as_json)
         return
+    namespace = client.settings.namespace
     with client.database.read() as connection:
-        run_id = resolve_run(connection, client.settings.namespace, run)
-        view, steps, bill = read_run(connection, run_id), read_steps(connection, run_id), read_bill(connection, run_id)
+        run_id = resolve_run(connection, namespace, run)
+        view, steps = read_run(connection, namespace, run_id), read_steps(connection, namespace, run_id)
+        bill = read_bill(connection, run_id)
     if as_json:
         print_json(run_document(view, steps, bill))
     else:
@@ -64,11 +66,12 @@ def show(run: str, position: int | None, as_json: bool) -> None:
 
 
 def _show_step(client: Client, run: str, position: int, as_json: bool) -> None:
+    namespace = client.settings.namespace
     with client.database.read() as connection:
-        run_id = resolve_run(connection, client.settings.namespace, run)
+        run_id = resolve_run(connection, namespace, run)
         arguments, result = read_step_payloads(connection, run_id, position)
         attempts = read_attempts(connection, run_id, position)
-        step = next((step for step in read_steps(connection, run_id) if step.step == position), None)
+        step = next((step for step in read_steps(connection, namespace, run_id) if step.step == position), None)
     if step is None:
         raise NotFound(f"run {run_id} has no step {position}; `paidonce show {run_id}` lists its steps")
     if as_json:
@@ -135,7 +138,7 @@ def _print_step(
             "state": step.state,
             "waits for": step.waits_for,
             "arguments": _shown(arguments),
-            "result": _shown(result),
+            ("kept" if step.state == "blocked" else "result"): _shown(result),
             "error": _error_text(step.error),
             "child run": step.child_run_id,
         }

@@ -39,7 +39,7 @@ class RunWatch:
             began = time.monotonic()
             state, reason = self._state()
             with self._client.database.read() as connection:
-                steps = read_steps(connection, self._run_id)
+                steps = read_steps(connection, self._client.settings.namespace, self._run_id)
             progress.show(state.value if reason is None else f"{state.value} ({reason})", steps)
             if state.is_terminal or self._stays_blocked(state, reason):
                 return
@@ -50,7 +50,7 @@ class RunWatch:
 
     def _state(self) -> tuple[RunState, str | None]:
         with self._client.database.read() as connection:
-            return read_state(connection, self._run_id)
+            return read_state(connection, self._client.settings.namespace, self._run_id)
 
     def _stays_blocked(self, state: RunState, reason: str | None) -> bool:
         if state is not RunState.BLOCKED:

@@ -14,6 +14,7 @@ import click
 from paidonce.cli.connections import check_broker, check_tasks, open_client
 from paidonce.cli.output import say
 from paidonce.cli.worker_program import declared_queues, worker_arguments, worker_environment
+from paidonce.declaration_checks import refuse_unfit
 from paidonce.module_loading import load_modules
 from paidonce.policies import policies_from_settings
 from paidonce.policies.checking import refuse_misfits
@@ -66,6 +67,7 @@ def worker(
         )
     loaded = load_modules(names)
     _refuse_nothing(default_registry, names)
+    refuse_unfit(default_registry)
     refuse_misfits(policies_from_settings(settings), list(default_registry.steps))
     chosen = _split_queues(queues)
     _warn_of_queues_left_out(default_registry, chosen)

@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from paidonce.client import Client
 from paidonce.drill import agents
+from paidonce.drill.broker_traces import remove_broker_traces
 from paidonce.drill.evidence import Evidence, Kill, gather_evidence, process_of
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
@@ -102,6 +103,8 @@ def run_crash_drill(drill: CrashDrill, say: Callable[[str], None], folder: Path 
         stack.callback(server.stop)
         if drill.broker_url is None:
             stack.callback(stop_embedded, settings.home)
+        else:
+            stack.callback(remove_broker_traces, settings)
         fleet = Fleet(
             environment={f"PAIDONCE_{name.upper()}": value for name, value in given.items()},
             folder=folder,

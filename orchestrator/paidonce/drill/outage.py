@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from paidonce.client import Client, RunHandle
 from paidonce.drill import outage_agents
+from paidonce.drill.broker_traces import remove_broker_traces
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
 from paidonce.opening import open_store
@@ -116,6 +117,8 @@ def run_side(drill: OutageDrill, *, has_breaker: bool, say: Callable[[str], None
         stack.callback(server.stop)
         if drill.broker_url is None:
             stack.callback(stop_embedded, settings.home)
+        else:
+            stack.callback(remove_broker_traces, settings)
         fleet = Fleet(
             environment={f"PAIDONCE_{name.upper()}": value for name, value in given.items()},
             folder=folder,

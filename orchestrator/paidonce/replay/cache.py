@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from paidonce.replay.machine import Machine
+from paidonce.replay.slice_threads import SliceThread
 from paidonce_models.store.runs_head import RunHead
 
 
@@ -17,6 +18,8 @@ class CacheEntry:
     run_id: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     machine: Machine | None = None
+    thread: SliceThread | None = None
+    """Where all slices of this machine run; ``None``: wherever somebody feeds it."""
     head: RunHead | None = None
     requests: int = 0
     evicted: bool = False
@@ -24,7 +27,7 @@ class CacheEntry:
 
     def drop(self) -> None:
         """Forget the coroutine; the next advance replays it from the log."""
-        machine, self.machine, self.head = self.machine, None, None
+        machine, self.machine, self.head, self.thread = self.machine, None, None, None
         if machine is not None:
             machine.discard()
 

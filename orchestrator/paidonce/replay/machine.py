@@ -10,10 +10,12 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from paidonce.declarations import AgentDeclaration, Declaration
+from paidonce.lazy_results import drop, is_lazy, lazy_message
 from paidonce.replay.bounds import RunBounds, too_many_steps, too_many_tasks, too_many_timers
 from paidonce.replay.eviction import discard
 from paidonce.replay.loop import ReplayLoop
@@ -23,6 +25,8 @@ from paidonce_models.documents import Encoded
 from paidonce_models.errors import (
     BoundReached,
     CircuitOpen,
+    CodeDoesNotFit,
+    DeclarationError,
     HistoryMismatch,
     InvalidInput,
     PaidonceError,
@@ -86,8 +90,12 @@ class Machine:
         memory: PayloadMemory | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         bounds: RunBounds = DEFAULT_BOUNDS,
+        has_begun: bool = False,
     ) -> None:
+        """``has_begun``: some worker has fed the run its first event before, and has taken its input."""
         self.run_id = run_id
+        self._has_begun = has_begun
+        self._unfit: list[PaidonceError] = []
         self.memory = memory
         self._max_payload_bytes = max_payload_bytes
         self.declaration = declaration
@@ -132,6 +140,11 @@ class Machine:
         self.loop.deliver_time(event.recorded_at_us / 1e6)
         self._deliver(event)
         self._run()
+
+    def feed_all(self, events: Sequence[Event]) -> None:
+        """Several, in their order; raises as ``feed``."""
+        for event in events:
+            self.feed(event)
 
     @property
     def wake_at_us(self) -> int | None:
@@ -182,6 +195,10 @@ class Machine:
         if self.next_position - 1 >= self._bounds.max_steps or self._calls_in_slice > self._bounds.max_steps:
             self._refuse_step()
 
+    def note_unfit(self, error: PaidonceError) -> None:
+        """A call's arguments could not be encoded. If the agent lets that end it, its run is blocked, not failed."""
+        self._unfit.append(error)
+
     def schedule(self, declaration: Declaration[..., Any], arguments: Encoded) -> tuple[int, ReplayFuture]:
         """Give the call the run's next position; its future ends with the step's recorded outcome."""
         if self.next_position > self._bounds.max_steps:
@@ -192,11 +209,14 @@ class Machine:
                 f"{self._max_depth} is allowed; raise PAIDONCE_MAX_DEPTH or flatten the calls"
             )
         if len(arguments) > self._max_payload_bytes:
-            raise PayloadTooLarge(
-                f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the limit is "
-                f"{self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
-                "or store the value elsewhere and pass its address"
+            self._unfit.append(
+                too_large := PayloadTooLarge(
+                    f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the "
+                    f"limit is {self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
+                    "or store the value elsewhere and pass its address"
+                )
             )
+            raise too_large
         position = self.next_position
         self.next_position += 1
         self.commands.append(Schedule(self.consumed, position, declaration, arguments))
@@ -247,8 +267,13 @@ class Machine:
 
     def _start(self, event: Event) -> None:
         try:
-            args, kwargs = self.declaration.parameters.decode_arguments(event.payload or b"{}", checked=True)
+            args, kwargs = self.declaration.parameters.decode_arguments(
+                event.payload or b"{}", checked=True, from_outside=self._depth == 0
+            )
         except InvalidInput as error:
+            if isinstance(error, DeclarationError) or self._has_begun or self._depth:
+                # Not what a producer has sent is wrong: the code has changed, or does not hold together.
+                raise self._does_not_fit("its input does not fit the code", error) from error
             self.outcome = Outcome(RunState.FAILED, error=error.to_json())
             return
         self._main = self.loop.create_task(self.declaration.fn(*args, **kwargs), name=self.declaration.name)
@@ -261,9 +286,10 @@ class Machine:
             where = f"run {self.run_id} step {position} ({declaration.name})"
             try:
                 future.set_result(declaration.result_codec.decode(event.payload or b"null", where))
-            except InvalidInput as error:
+            except Exception as error:
+                reason = error.message if isinstance(error, PaidonceError) else type(error).__name__
                 raise HistoryMismatch(
-                    f"{where}: its recorded result does not fit the code any more: {error.message}; "
+                    f"{where}: its recorded result does not fit the code any more: {reason}; "
                     "keep the type readable, or give the agent a new version"
                 ) from error
         else:
@@ -347,12 +373,45 @@ class Machine:
             )
         error = main.exception()
         if error is not None:
+            unfit = next((each for each in self._unfit if _is_among(each, error)), None)
+            if unfit is not None:
+                raise self._does_not_fit("a call cannot be written down", unfit) from unfit
             return Outcome(RunState.FAILED, error=error_of(error))
         where = f"result of agent {self.declaration.name!r}"
+        value = main.result()
+        if is_lazy(value):
+            drop(value)
+            why = DeclarationError(lazy_message(self.declaration.fn, type(value).__name__))
+            raise self._does_not_fit("it has not returned a result", why)
         try:
-            return Outcome(RunState.SUCCEEDED, result=self.declaration.result_codec.encode(main.result(), where))
-        except PaidonceError as unfit:
-            return Outcome(RunState.FAILED, error=unfit.to_json())
+            result = self.declaration.result_codec.encode_result(value, where)
+        except Exception as unfit:  # a type's own code may raise anything; the run has paid for what led to it
+            raise self._does_not_fit("its result cannot be stored", unfit) from unfit
+        if len(result) > self._max_payload_bytes:
+            raise self._does_not_fit(
+                "its result cannot be stored",
+                PayloadTooLarge(
+                    f"{where} has {len(result):,} bytes, the limit is {self._max_payload_bytes:,}; raise "
+                    "PAIDONCE_MAX_PAYLOAD_BYTES and change the agent's module, or store the value elsewhere and return "
+                    "its address"
+                ),
+            )
+        return Outcome(RunState.SUCCEEDED, result=result)
+
+    def _does_not_fit(self, what: str, error: Exception) -> CodeDoesNotFit:
+        why = error.message if isinstance(error, PaidonceError) else f"{type(error).__name__} while it was encoded"
+        return CodeDoesNotFit(
+            f"run {self.run_id}: agent {self.declaration.name!r} ({self.declaration.place}) cannot go on in this code: "
+            f"{what}: {why}. Its finished steps are kept; mend the code and restart the workers, and it goes on by "
+            "itself"
+        )
+
+
+def _is_among(error: BaseException, raised: BaseException) -> bool:
+    """Whether an error is the one that was raised, or in its group."""
+    if isinstance(raised, BaseExceptionGroup):
+        return any(_is_among(error, each) for each in raised.exceptions)
+    return raised is error
 
 
 def ctrl_c_raises_here() -> bool:

@@ -6,7 +6,6 @@ from paidonce.declarations import StepDeclaration
 from paidonce.replay.machine import Machine, Schedule
 from paidonce_models.documents import decode_encoded
 from paidonce_models.encoding import canonical_sha256
-from paidonce_models.errors import PaidonceError
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import split
 from paidonce_models.queues import full_queue_name
@@ -59,10 +58,8 @@ def _end(machine: Machine, limit_bytes: int) -> RunEnd | None:
         return None
     if outcome.result is None:
         return RunEnd(state=outcome.state, error=outcome.error)
-    try:
-        return RunEnd(state=outcome.state, result=split(outcome.result, memory=machine.memory, limit_bytes=limit_bytes))
-    except PaidonceError as error:
-        return RunEnd(state=RunState.FAILED, error=error.to_json())
+    # The machine has refused a result beyond the limit: it blocks the run.
+    return RunEnd(state=outcome.state, result=split(outcome.result, memory=machine.memory, limit_bytes=limit_bytes))
 
 
 def _new_step(command: Schedule, limit_bytes: int, memory: PayloadMemory | None) -> NewStep:

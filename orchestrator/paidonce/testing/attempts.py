@@ -15,13 +15,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from paidonce.current_step import CurrentStep, executing
 from paidonce.declarations import StepDeclaration
+from paidonce.lazy_results import drop, is_lazy, lazy_message
 from paidonce.testing.capturing import capturing
 from paidonce.usage import CallRecorder, innermost_tool, recording_into
 from paidonce.user_errors import error_of, traceback_of
+from paidonce_models.errors import DeclarationError
 from paidonce_models.payloads import split
 from paidonce_models.states import AttemptOutcome
 from paidonce_models.store.claims import Claim
@@ -47,7 +50,7 @@ class Executor:
             with capturing(), recording_into(recorder), _executing(claim):
                 value = self._call(declaration, args, kwargs)
             where = f"result of step {claim.position} ({claim.name})"
-            encoded = results.encode(value, where)
+            encoded = results.encode_result(value, where)
             return Completion(
                 claim=claim,
                 worker=self.worker,
@@ -79,6 +82,8 @@ class Executor:
 
     def _call(self, declaration: StepDeclaration[..., Any], args: Any, kwargs: Any) -> Any:
         body = self.fakes.get(declaration.name, declaration.fn)
+        if body is declaration.fn and not declaration.is_async:
+            body = partial(_run_plainly, declaration)
         if declaration.kind == "tool":
             with innermost_tool(declaration.name):
                 return run_body(body, args, kwargs)
@@ -94,6 +99,15 @@ def _executing(claim: Claim) -> Iterator[None]:
         yield
     finally:
         executing.reset(token)
+
+
+def _run_plainly(declaration: StepDeclaration[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The value of a ``def`` body. For one that nobody has worked for a worker blocks the run; here the step fails."""
+    value = declaration.fn(*args, **kwargs)
+    if not is_lazy(value):
+        return value
+    drop(value)
+    raise DeclarationError(lazy_message(declaration.fn, type(value).__name__))
 
 
 def run_body(body: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -78,7 +78,10 @@ EXEMPT_PACKAGES: Final = frozenset(
 """Packages that read clocks and files for their own purposes, which no replay sees."""
 
 TRANSPARENT_MODULES: Final = frozenset(
-    {"paidonce.replay.ordering", "paidonce_workers.capture.threads", "paidonce_workers.capture.http_tap"}
+    {
+        *("paidonce.replay.ordering", "paidonce_workers.capture.layers"),
+        *("paidonce_workers.capture.threads", "paidonce_workers.capture.http_tap"),
+    }
 )
 """Of Paidonce, but called on somebody's behalf: they stand in front of ``Thread.start`` and HTTP requests."""
 

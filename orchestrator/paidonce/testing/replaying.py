@@ -24,13 +24,15 @@ from paidonce_models.store.runs_head import RunHead, read_head
 REPLAYS = 2
 
 
-def check_replays(database: Database, registry: Registry, run_id: str, settings: AdvanceSettings) -> None:
+def check_replays(
+    database: Database, registry: Registry, namespace: str, run_id: str, settings: AdvanceSettings
+) -> None:
     """Replay the run twice. Raises ``NotReplayable`` naming the line, or ``HistoryMismatch`` naming both sides."""
     with database.read() as connection:
-        head = read_head(connection, run_id)
+        head = read_head(connection, namespace, run_id)
         if head is None or (head.consumed_seq == 0 and head.state is not RunState.BLOCKED):
             return
-        run = read_run(connection, run_id)
+        run = read_run(connection, namespace, run_id)
         events = read_events(connection, head.namespace, run_id, 0)
         recorded = read_recorded_steps(connection, run_id, first=1, consumed_seq=head.consumed_seq)
     if head.state is not RunState.BLOCKED:
@@ -96,7 +98,8 @@ def compare_outcome(run: RunView, outcome: Outcome | None) -> None:
     if outcome.result is not None and run.result is not None and decode_json(outcome.result) != decode_json(run.result):
         raise HistoryMismatch(
             f"run {run.run_id} returned {run.result[:200]!r}, its replay returns {outcome.result[:200]!r}; "
-            "the agent depends on something that is not in its log (the order of a set, a global variable)"
+            "the agent depends on something that is not in its log (the order of a set, a global variable, "
+            "the thread it runs in)"
         )
     if outcome.error != run.error:
         raise HistoryMismatch(f"run {run.run_id} failed with {run.error}, its replay with {outcome.error}")

@@ -25,6 +25,7 @@ from paidonce.registry import Registry
 from paidonce.replay.cache import MachineCache
 from paidonce.testing.attempts import Executor
 from paidonce.testing.clock import FakeClock
+from paidonce.testing.moving import MovingSlices
 from paidonce_models.budgets import Unit
 from paidonce_models.database import Database
 from paidonce_models.errors import InvalidInput
@@ -64,6 +65,7 @@ class Fleet:
     durations: Mapping[str, timedelta]
     shuffle: random.Random | None
     twice: bool
+    moves_threads: bool
     namespace: str
     guesses: Mapping[Unit, int]
 
@@ -111,8 +113,16 @@ class Simulation:
 
     def _start_process(self) -> None:
         self._cache = MachineCache(CACHED_RUNS)
-        self._advancer = Advancer(self._database, self._registry, self._cache, self._fleet.settings)
-        claimant = Claimant(worker=self._fleet.executor.worker, lease_us=LEASE_US)
+        self._slices = MovingSlices() if self._fleet.moves_threads else None
+        self._advancer = Advancer(
+            self._database,
+            self._registry,
+            self._cache,
+            self._fleet.settings,
+            namespace=self._fleet.namespace,
+            slices=self._slices,
+        )
+        claimant = Claimant(namespace=self._fleet.namespace, worker=self._fleet.executor.worker, lease_us=LEASE_US)
         self._claimer = Claimer(self._database, self._registry, claimant, self._fleet.guesses)
 
     def _crash(self) -> None:
@@ -172,15 +182,16 @@ class Simulation:
             self._cancel()
 
     def _cancel(self) -> None:
+        namespace, run_id = self._fleet.namespace, self._run_id
         self._publish(
-            self._database.transact(lambda connection: cancel_run(connection, self._run_id, grace_seconds=60.0))
+            self._database.transact(lambda connection: cancel_run(connection, namespace, run_id, grace_seconds=60.0))
         )
 
     # -- time ------------------------------------------------------------------------
 
     def _has_ended(self) -> bool:
         with self._database.read() as connection:
-            return read_state(connection, self._run_id)[0].is_terminal
+            return read_state(connection, self._fleet.namespace, self._run_id)[0].is_terminal
 
     def _wait(self) -> bool:
         """Let time pass until something is due and sweep; False where nothing ever will be."""

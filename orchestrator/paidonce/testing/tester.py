@@ -7,6 +7,7 @@ work; once the run has come to rest, it is replayed twice.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
@@ -23,6 +24,7 @@ from paidonce.testing.agent_run import AgentRun
 from paidonce.testing.attempts import Executor
 from paidonce.testing.clock import FakeClock
 from paidonce.testing.memory_store import open_memory_store
+from paidonce.testing.moving import in_new_thread
 from paidonce.testing.replaying import check_replays
 from paidonce.testing.simulation import CrashPlan, Fleet, Simulation
 from paidonce_models.database import Database
@@ -41,8 +43,9 @@ class AgentTester:
     ``fakes`` stand in for the bodies of steps and tools (by declaration or
     name), so that a test calls no model. ``durations`` let a step's body take
     time on the fake clock. ``seed`` shuffles the order in which messages are
-    delivered, and ``twice`` delivers each one twice. The same arguments give
-    the same run.
+    delivered, and ``twice`` delivers each one twice. ``moves_threads`` runs each
+    slice of an agent in a new thread and then replays the run in one, which shows what
+    depends on the thread it runs in. The same arguments give the same run.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class AgentTester:
         durations: Mapping[Declaration[..., Any] | str, timedelta] | None = None,
         seed: int | None = None,
         twice: bool = False,
+        moves_threads: bool = False,
         clock: FakeClock | None = None,
         registry: Registry = default_registry,
         database: Database | None = None,
@@ -78,6 +82,7 @@ class AgentTester:
             durations=_by_name(durations or {}),
             shuffle=None if seed is None else random.Random(seed),
             twice=twice,
+            moves_threads=moves_threads,
             namespace=self._submit_settings.namespace,
             guesses=self._submit_settings.guesses,
         )
@@ -127,7 +132,13 @@ class AgentTester:
         with self.database.read() as connection:
             family = family_of(connection, run_id)
         for member in family:
-            check_replays(self.database, registry, member, self._settings)
+            replays = functools.partial(
+                check_replays, self.database, registry, self._fleet.namespace, member, self._settings
+            )
+            if self._fleet.moves_threads:
+                in_new_thread(replays)
+            else:
+                replays()
         return self._report(run_id, declaration, simulation, self.clock.now_us() - started_us)
 
     def run_with_every_crash(
@@ -161,8 +172,8 @@ class AgentTester:
 
     def _report(self, run_id: str, declaration: AnyAgent, simulation: Simulation, elapsed_us: int) -> AgentRun:
         with self.database.read() as connection:
-            run = read_run(connection, run_id)
-            steps = read_steps(connection, run_id)
+            run = read_run(connection, self._fleet.namespace, run_id)
+            steps = read_steps(connection, self._fleet.namespace, run_id)
         value = None
         if run.result is not None:
             value = declaration.result_codec.decode(run.result, f"result of run {run_id}")

@@ -7,7 +7,8 @@ promise, ``parameters`` for whole calls, ``annotations`` for what counts as plai
 """
 
 from paidonce.values.codecs import Codec, codec_for
+from paidonce.values.constructed import natural_json
 from paidonce.values.parameters import Parameters
-from paidonce.values.signatures import signature_hash
+from paidonce.values.signatures import code_hash, result_shape, signature_hash
 
-__all__ = ["Codec", "Parameters", "codec_for", "signature_hash"]
+__all__ = ["Codec", "Parameters", "code_hash", "codec_for", "natural_json", "result_shape", "signature_hash"]

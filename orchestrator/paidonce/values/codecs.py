@@ -5,7 +5,8 @@ Owns the promise every replay rests on: what an agent receives is always a fresh
 it again gives the same bytes. Plain slots are written by ``encoding``. For typed
 slots pydantic writes and reads, and each encoding is read back and compared, because
 pydantic by itself drops the fields of a subclass silently and keeps an integer
-assigned to a float field as an integer.
+assigned to a float field as an integer. A value of the annotated type that pydantic
+would refuse or change, as providers' clients build them, goes the way of ``constructed``.
 
 Validators and serializers are user code and raise what they like: pydantic makes errors of its own only of
 ``ValueError`` and ``AssertionError``, and lets the rest through. Here all of it means that a value does not fit.
@@ -20,16 +21,24 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.errors import PydanticUndefinedAnnotation
 
 from paidonce.values.annotations import Checker, Mismatch, describe, plain_checker
+from paidonce.values.constructed import (
+    PREFIX,
+    TYPES,
+    VALUE,
+    decode_constructed,
+    encode_constructed,
+    is_constructed,
+)
 from paidonce.values.set_order import holds_sets, in_stable_order
 from paidonce.values.survival import first_difference
 from paidonce_models.documents import Encoded, LongList, decode_encoded
 from paidonce_models.element_memory import ElementMemory
 from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable, PaidonceError
-from paidonce_models.json_values import is_plain, too_deep_for_the_stack, type_name
+from paidonce_models.json_values import JsonValue, is_plain, too_deep_for_the_stack, type_name
 
 _BARE_TYPES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -42,8 +51,14 @@ class Codec(Protocol):
     def encode(self, value: object, where: str) -> bytes:
         """JSON bytes; raises ``NotSerialisable`` naming ``where``, the annotation and the value's type."""
 
-    def decode(self, data: Encoded, where: str = "value") -> object:
-        """A fresh value; raises ``InvalidInput`` when the bytes no longer fit the annotation."""
+    def encode_result(self, value: object, where: str) -> bytes:
+        """As ``encode``, for what a body has returned and somebody has paid for: takes all that comes back as it is."""
+
+    def decode(self, data: Encoded, where: str = "value", *, from_outside: bool = False) -> object:
+        """A fresh value; raises ``InvalidInput`` when the bytes no longer fit the annotation.
+
+        ``from_outside``: what a producer has written is validated, whatever it says of itself.
+        """
 
     def accept(self, value: object, where: str) -> bytes:
         """Bytes of a value from outside: JSON data that fits, or an object of the annotated type."""
@@ -80,10 +95,26 @@ class PlainCodec:
         mismatch = self._check(value)
         if mismatch is not None:
             raise NotSerialisable(self._in_words(mismatch, where))
-        return data
+        return data if not data.startswith(PREFIX) else encode_json({VALUE: value, TYPES: None}, where)
 
-    def decode(self, data: Encoded, where: str = "value") -> object:
-        return decode_encoded(data)
+    def encode_result(self, value: object, where: str) -> bytes:
+        try:
+            return self.encode(value, where)
+        except NotSerialisable:
+            # Where nothing or anything is promised, an object is as good as JSON.
+            constructed = encode_constructed(value, self.annotation, where)
+            if constructed is None:
+                raise
+            return constructed
+
+    def decode(self, data: Encoded, where: str = "value", *, from_outside: bool = False) -> object:
+        return self.fresh(decode_encoded(data), where, from_outside=from_outside)
+
+    def fresh(self, stored: JsonValue, where: str, *, from_outside: bool = False) -> object:
+        """The value of JSON that was just decoded and belongs to nobody else."""
+        if isinstance(stored, dict) and not from_outside and is_constructed(stored):
+            return decode_constructed(stored, self.annotation, where)
+        return stored
 
     def encode_list(self, value: list[object], where: str, memory: ElementMemory) -> bytes | LongList:
         """What ``encode`` gives, element by element where the list is long."""
@@ -119,6 +150,24 @@ class TypedCodec:
 
     def encode(self, value: object, where: str) -> bytes:
         try:
+            data = self._encode_validated(value, where)
+            if not data.startswith(PREFIX):
+                return data
+        except NotSerialisable:
+            constructed = encode_constructed(value, self.annotation, where)
+            if constructed is None:
+                raise
+            return constructed
+        constructed = encode_constructed(value, self.annotation, where)
+        if constructed is None:
+            raise NotSerialisable(f"{where} has a field {VALUE!r}, a name that Paidonce uses; give it another one")
+        return constructed
+
+    def encode_result(self, value: object, where: str) -> bytes:
+        return self.encode(value, where)
+
+    def _encode_validated(self, value: object, where: str) -> bytes:
+        try:
             decoded = self._adapter.validate_json(self._dump(value, where), by_name=True, by_alias=False)
         except PaidonceError:
             raise
@@ -139,9 +188,14 @@ class TypedCodec:
         # What was read back is the fixed point: an int in a float field has become a float.
         return self._dump(decoded, where)
 
-    def decode(self, data: Encoded, where: str = "value") -> object:
+    def decode(self, data: Encoded, where: str = "value", *, from_outside: bool = False) -> object:
+        text = bytes(data)
+        if text.startswith(PREFIX) and not from_outside:
+            stored = decode_json(text)
+            if isinstance(stored, dict) and is_constructed(stored):
+                return decode_constructed(stored, self.annotation, where)
         try:
-            return self._adapter.validate_json(bytes(data), by_name=True, by_alias=False)
+            return self._adapter.validate_json(text, by_name=True, by_alias=False)
         except Exception as error:
             raise InvalidInput(
                 f"{where} no longer fits its annotation {describe(self.annotation)}: {_reasons(error)}"
@@ -149,13 +203,13 @@ class TypedCodec:
 
     def accept(self, value: object, where: str) -> bytes:
         if not is_plain(value, where):
-            return self.encode(value, where)
+            return self._encode_validated(value, where)
         data = encode_json(value, where)
         try:
             decoded = self._adapter.validate_json(data, by_name=True, by_alias=True)
         except Exception as error:
             raise InvalidInput(f"{where} must be {describe(self.annotation)}: {_reasons(error)}") from error
-        return self.encode(decoded, where)
+        return self._encode_validated(decoded, where)
 
     def _dump(self, value: object, where: str) -> bytes:
         try:
@@ -182,23 +236,31 @@ def _adapter_for(annotation: object) -> TypeAdapter[object]:
     form = cast("type[object]", annotation)
     try:
         try:
-            return TypeAdapter(form, config=_BARE_TYPES)
+            return _complete(TypeAdapter(form, config=_BARE_TYPES))
         except PydanticUserError as error:
             # Models and dataclasses bring their own configuration and refuse ours.
             if error.code != "type-adapter-config-unused":
                 raise
-            return TypeAdapter(form)
+            return _complete(TypeAdapter(form))
     except PydanticUndefinedAnnotation as error:
         raise DeclarationError(
             f"the annotation {describe(annotation)} names {error.name!r}, which cannot be found; "
             "define it at module level, before it is used"
         ) from error
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+    except Exception as error:  # pydantic's own, and whatever a type that makes its own schema raises
         first = (str(error).splitlines() or [""])[0]
         raise DeclarationError(
             f"values annotated {describe(annotation)} cannot be stored: {first}; use JSON types, a dataclass, "
             "a pydantic model or a TypedDict"
         ) from error
+
+
+def _complete(adapter: TypeAdapter[object]) -> TypeAdapter[object]:
+    """The adapter of a type whose names are all there: pydantic puts off saying what it could not find."""
+    if not adapter.pydantic_complete:
+        adapter.rebuild(force=True, raise_errors=True)
+    _ = adapter.core_schema
+    return adapter
 
 
 def _reasons(error: Exception) -> str:

@@ -52,10 +52,24 @@ def resolve_hints(function: Callable[..., object], names: dict[str, object]) -> 
         return typing.get_type_hints(function, localns=names or None, include_extras=True)
     except NameError as error:
         raise DeclarationError(
-            f"{function.__module__}.{function.__qualname__}: an annotation names {error.name!r}, which cannot be found "
-            "at run time; import it outside `if TYPE_CHECKING`, or define it at module level"
+            f"{_place(function)}: {_annotation_with(function, str(error.name))} names {error.name!r}, which cannot be "
+            "found at run time; import it outside `if TYPE_CHECKING`, or define it at module level"
         ) from error
-    except (TypeError, SyntaxError, AttributeError) as error:
+    except Exception as error:  # an annotation is an expression, which raises what it likes
         raise DeclarationError(
-            f"{function.__module__}.{function.__qualname__}: an annotation cannot be evaluated: {error}"
+            f"{_place(function)}: an annotation cannot be evaluated: {type(error).__name__}: {error}; correct it, or "
+            "import what it names outside `if TYPE_CHECKING`"
         ) from error
+
+
+def _place(function: Callable[..., object]) -> str:
+    code = function.__code__
+    return f"{function.__module__}.{function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _annotation_with(function: Callable[..., object], name: str) -> str:
+    """The first annotation, as it is written, in which a name stands."""
+    for parameter, text in inspect.get_annotations(function).items():
+        if isinstance(text, str) and name in _NAME.findall(text):
+            return f"the annotation {parameter}: {text}" if parameter != "return" else f"the annotation -> {text}"
+    return "an annotation"

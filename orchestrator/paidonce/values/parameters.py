@@ -25,7 +25,7 @@ from paidonce.values.hints import local_names, resolve_hints
 from paidonce_models.argument_objects import encoded_object, object_bytes
 from paidonce_models.documents import Encoded, LongList, decode_encoded
 from paidonce_models.encoding import encode_json
-from paidonce_models.errors import DeclarationError, InvalidInput
+from paidonce_models.errors import DeclarationError, InvalidInput, PaidonceError
 from paidonce_models.json_values import JsonValue
 from paidonce_models.payload_memory import PayloadMemory
 
@@ -86,6 +86,21 @@ class Parameters:
         """The parameters in the order of their declaration."""
         return tuple(self._slot(parameter) for parameter in self.signature.parameters.values())
 
+    def misfits(self) -> list[str]:
+        """What is wrong with the parameters, a sentence each: types without a stored form, defaults that have none."""
+        problems: list[str] = []
+        for parameter in self.signature.parameters.values():
+            where = f"its parameter {parameter.name!r}"
+            try:
+                slot = self._slot(parameter)
+                if not slot.required:
+                    slot.codec.decode(slot.codec.encode(self._default(slot), f"the default of {where}"), where)
+            except PaidonceError as error:
+                problems.append(f"{where}: {error.message}")
+            except Exception as error:  # noqa: BLE001 - a type of the user's makes its own schema
+                problems.append(f"{where} cannot be used: {type(error).__name__}")
+        return problems
+
     @overload
     def encode_arguments(
         self, args: Sequence[object], kwargs: Mapping[str, object], where: str | None = None, memory: None = None
@@ -125,10 +140,13 @@ class Parameters:
             members.append((slot.name, text))
         return encoded_object(members)
 
-    def decode_arguments(self, data: Encoded, *, checked: bool = False) -> tuple[list[object], dict[str, object]]:
+    def decode_arguments(
+        self, data: Encoded, *, checked: bool = False, from_outside: bool = False
+    ) -> tuple[list[object], dict[str, object]]:
         """Fresh ``args, kwargs`` to call the function with; raises ``InvalidInput`` when they no longer fit.
 
         ``checked`` also compares JSON types with their annotations: for what a producer without the code has written.
+        ``from_outside``: they are validated, whatever they say of themselves.
         """
         stored = decode_encoded(data)
         if not isinstance(stored, dict):
@@ -139,7 +157,7 @@ class Parameters:
         args: list[object] = []
         kwargs: dict[str, object] = {}
         for slot in self.slots:
-            value = self._decoded(slot, stored, checked=checked)
+            value = self._decoded(slot, stored, checked=checked, from_outside=from_outside)
             if slot.kind is _POSITIONALS:
                 args.extend(cast("list[object]", value))
             elif slot.kind is _KEYWORDS:
@@ -211,16 +229,17 @@ class Parameters:
             default=parameter.default,
         )
 
-    def _decoded(self, slot: Slot, stored: Mapping[str, object], *, checked: bool) -> object:
+    def _decoded(self, slot: Slot, stored: Mapping[str, JsonValue], *, checked: bool, from_outside: bool) -> object:
         where = f"{self.name}: {slot.name}"
         if slot.name in stored:
             value = stored[slot.name]
             if not isinstance(slot.codec, PlainCodec):
-                return slot.codec.decode(encode_json(value), where)
+                return slot.codec.decode(encode_json(value), where, from_outside=from_outside)
             # Already fresh from decode_json; only pydantic has more to do.
+            fresh = slot.codec.fresh(value, where, from_outside=from_outside)
             if checked:
-                slot.codec.check(value, where)
-            return value
+                slot.codec.check(fresh, where)
+            return fresh
         if slot.required:
             raise InvalidInput(f"{where} is required, but the stored call holds {_listed(stored)}")
         return slot.codec.decode(slot.codec.encode(self._default(slot), where), where)

@@ -12,7 +12,8 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from typing import cast
+from types import CellType, CodeType
+from typing import Final, cast
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
@@ -21,6 +22,7 @@ from paidonce.values.annotations import describe, plain_checker
 from paidonce.values.parameters import Parameters
 from paidonce_models.encoding import canonical_sha256
 
+MOST_WRAPPED: Final = 100
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -59,3 +61,44 @@ def _without_defaults(schema: object) -> object:
     if isinstance(schema, list):
         return [_without_defaults(member) for member in schema]
     return schema
+
+
+def result_shape(parameters: Parameters) -> str:
+    """SHA-256 (hex) of the annotated result with the fields of its types: whether it is another one than it was."""
+    return canonical_sha256(_annotation_shape(parameters.hints.get("return", object)))
+
+
+def code_hash(function: Callable[..., object]) -> str:
+    """SHA-256 (hex) of what a function does, the functions that decorators have put around it included."""
+    digest = hashlib.sha256()
+    pending: list[object] = [function]
+    seen: set[int] = set()
+    while pending and len(seen) < MOST_WRAPPED:
+        each = pending.pop()
+        code = getattr(each, "__code__", None)
+        if not isinstance(code, CodeType) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        _add_code(digest.update, code)
+        cells = getattr(each, "__closure__", None) or ()
+        pending += [getattr(each, "__wrapped__", None), *(_content(cell) for cell in cells)]
+    return digest.hexdigest()
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _add_code(add: Callable[[bytes], object], code: CodeType) -> None:
+    add(code.co_code)
+    add(repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _add_code(add, constant)
+        elif not isinstance(constant, (frozenset, tuple)):  # a set has another order in each process
+            add(repr(constant).encode())
+        else:
+            add(repr(sorted(map(repr, constant))).encode())

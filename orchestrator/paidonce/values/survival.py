@@ -1,42 +1,58 @@
 """Whether a value came back whole from its encoding.
 
-Owns the comparison of a value with what was read back. The types' own equality
-decides first; only where it says no (or cannot say, as for dataclasses without
-``eq``) the two are walked side by side to find what differs. Private attributes and
-the set of fields that were given explicitly are not data and are not compared.
+Owns the comparison of a value with what was read back. Models, dataclasses and containers are walked side by side, all
+fields of them: the types' own equality leaves out what they like (``field(compare=False)``, private attributes) and
+decides for single values only. The set of fields that were given explicitly is not data, nor are private attributes
+that hold none (a lock, a client).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
 
+from paidonce.values.rendering import data_of_dataclass, data_of_model, private_of, render
 from paidonce_models.json_values import type_name
 
 
 def first_difference(value: object, decoded: object, path: str) -> str | None:
     """What differs first, in words, or ``None`` when nothing was lost."""
-    if type(value) is type(decoded) and _equal(value, decoded):
+    if value is decoded:
         return None
-    if isinstance(value, BaseModel) and type(value) is type(decoded) and isinstance(decoded, BaseModel):
-        return _first_of(_model_data(value), _model_data(decoded), path)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value) is type(decoded):
-        return _first_of(_dataclass_data(value), _dataclass_data(decoded), path)
+    same_type = type(value) is type(decoded)
+    if same_type and isinstance(value, BaseModel) and isinstance(decoded, BaseModel):
+        return _first_of(data_of_model(value), data_of_model(decoded), path) or _private(value, decoded, path)
+    if same_type and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _first_of(data_of_dataclass(value), data_of_dataclass(decoded), path) or _private(value, decoded, path)
     if isinstance(value, dict) and isinstance(decoded, dict):
         return _first_of(value, decoded, path)
     if isinstance(value, (list, tuple)) and isinstance(decoded, (list, tuple)):
+        if hasattr(value, "_fields") and not same_type:
+            return _changed(value, decoded, path)
         return _first_of(dict(enumerate(value)), dict(enumerate(decoded)), path)
+    if _has_other_meaning(value, decoded):
+        return _changed(value, decoded, path)
     if _equal(value, decoded):
         # A subclass of a JSON type comes back as that type.
         return None
-    if type(value) is type(decoded) and type(value).__eq__ is object.__eq__:
+    if same_type and (type(value).__eq__ is object.__eq__ or (value != value and decoded != decoded)):
         return None
-    if type(value) is type(decoded):
+    if same_type:
         return f"{path}, a {type_name(value)}, is not equal to itself after the round trip"
+    return _changed(value, decoded, path)
+
+
+def _changed(value: object, decoded: object, path: str) -> str:
     return f"{path} is a {type_name(value)} and comes back as a {type_name(decoded)}"
+
+
+def _has_other_meaning(value: object, decoded: object) -> bool:
+    """Equal to Python and not to an author: ``True`` and 1, a member of an enumeration and its value."""
+    return any(isinstance(value, kind) is not isinstance(decoded, kind) for kind in (bool, Enum, set, frozenset))
 
 
 def _equal(value: object, decoded: object) -> bool:
@@ -46,13 +62,14 @@ def _equal(value: object, decoded: object) -> bool:
         return False
 
 
-def _model_data(model: BaseModel) -> dict[str, object]:
-    return dict(model.__dict__ | (model.__pydantic_extra__ or {}))
-
-
-def _dataclass_data(value: object) -> dict[str, object]:
-    fields = dataclasses.fields(value)  # type: ignore[arg-type]  # the caller has checked is_dataclass
-    return {field.name: getattr(value, field.name, None) for field in fields}
+def _private(value: object, decoded: object, path: str) -> str | None:
+    other = private_of(decoded)
+    for name, each in private_of(value).items():
+        if name in other and _equal(each, other[name]):
+            continue
+        if not render(each).text_only:
+            return f"{path}.{name}, a private attribute, is lost"
+    return None
 
 
 def _first_of(value: Mapping[Any, object], decoded: Mapping[Any, object], path: str) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -411,3 +413,24 @@ def test_a_budget_that_suffices_changes_nothing_wherever_it_crashes() -> None:
 def test_a_runaway_loop_stops_before_its_next_step() -> None:
     run = run_agent(runaway)
     assert (run.state, run.executions[double.name]) == (RunState.PAUSED, 2)
+
+
+@agent(name="kept-by-thread")
+async def kept_by_thread() -> int:
+    """Relies on the thread: right in a worker, and wrong wherever its next slice is in another one."""
+    kept: Any = threading.local()
+    kept.number = 1
+    await asyncio.sleep(1)
+    return int(getattr(kept, "number", 0))
+
+
+def test_an_agent_that_depends_on_its_thread_is_found_where_threads_are_moved() -> None:
+    with AgentTester() as tester:
+        assert tester.run(kept_by_thread).result == 1
+    with AgentTester(moves_threads=True) as tester, pytest.raises(HistoryMismatch, match="the thread it runs in"):
+        tester.run(kept_by_thread)
+
+
+def test_an_agent_that_does_not_depend_on_its_thread_runs_the_same_where_threads_are_moved() -> None:
+    with AgentTester(moves_threads=True) as tester:
+        assert tester.run_with_every_crash(parent, {"n": 2}).result == 205

@@ -8,7 +8,6 @@ is handed the module that was imported.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
@@ -30,18 +29,19 @@ class AiohttpTap:
         self._http = http
         self._faults = faults
 
-    def sending(self, library: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+    def sending(self, library: ModuleType) -> Callable[..., Any]:
         """``ClientSession._request``, watched."""
 
-        @functools.wraps(original)  # google-genai asks for the signature
-        async def request(session: Any, method: str, str_or_url: Any, **options: Any) -> Any:
+        async def request(
+            call: Callable[..., Any], session: Any, /, method: str, str_or_url: Any, **options: Any
+        ) -> Any:
             observation = self._observe(session, method, str_or_url, options)
             if observation is None:
-                return await original(session, method, str_or_url, **options)
+                return await call(method, str_or_url, **options)
             if observation.guard is not None:
                 await observation.guard.begin_async()
             try:
-                response = await original(session, method, str_or_url, **options)
+                response = await call(method, str_or_url, **options)
             except BaseException as error:
                 observation.failed(error)
                 raise

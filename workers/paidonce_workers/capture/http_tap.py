@@ -9,7 +9,6 @@ Imports neither library: it is handed the module that was imported.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
@@ -34,19 +33,18 @@ class HttpTap:
         self._retries = Retries()
         self._hidden_retries = HiddenRetries()
 
-    def sending(self, library: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+    def sending(self, library: ModuleType) -> Callable[..., Any]:
         """``Client._send_single_request``, watched."""
         teed = _teed_stream(library)
 
-        @functools.wraps(original)
-        def send(client: Any, request: Any) -> Any:
+        def send(call: Callable[..., Any], client: Any, /, request: Any) -> Any:
             observation = self._observe(request)
             if observation is None:
-                return original(client, request)
+                return call(request)
             if observation.guard is not None:
                 observation.guard.begin()
             try:
-                response = original(client, request)
+                response = call(request)
             except BaseException as error:
                 observation.failed(error)
                 raise
@@ -55,21 +53,20 @@ class HttpTap:
 
         return send
 
-    def sending_async(self, library: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+    def sending_async(self, library: ModuleType) -> Callable[..., Any]:
         """``AsyncClient._send_single_request``, watched."""
         teed = _teed_async_stream(library)
 
-        @functools.wraps(original)
-        async def send(client: Any, request: Any) -> Any:
+        async def send(call: Callable[..., Any], client: Any, /, request: Any) -> Any:
             observation = self._observe(request)
             if observation is None:
-                return await original(client, request)
+                return await call(request)
             if observation.guard is not None:
                 await observation.guard.begin_async()
             # A transport over aiohttp sends the same request through our other tap.
             token = current_recorder.set(None)
             try:
-                response = await original(client, request)
+                response = await call(request)
             except BaseException as error:
                 observation.failed(error)
                 raise

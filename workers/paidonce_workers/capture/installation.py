@@ -9,17 +9,18 @@ comes here. What is wrapped: ``Client`` and ``AsyncClient`` of ``httpx`` and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from paidonce_workers.capture.aiohttp_tap import AIOHTTP_METHOD, AiohttpTap
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.http_tap import METHOD, HttpTap
 from paidonce_workers.capture.import_watch import ImportWatch
+from paidonce_workers.capture.layers import Layer, Tap, put
 from paidonce_workers.capture.threads import ThreadTap
 
 LIBRARIES: Final = ("httpx", "httpx2", "aiohttp")
@@ -36,9 +37,9 @@ class Installation:
         self._faults = Faults()
         self._http = HttpTap(HostTable(provider_hosts), self._faults)
         self._aiohttp = AiohttpTap(self._http, self._faults)
-        self._threads = ThreadTap()
+        self._threads = ThreadTap(self._faults)
         self._watch = ImportWatch(LIBRARIES, self._tap_library)
-        self._wrapped: list[tuple[Any, str, Any, Any]] = []
+        self._layers: list[Layer] = []
         self._users = 1
 
     def uninstall(self) -> None:
@@ -49,11 +50,10 @@ class Installation:
                 return
             Installation.present = None
             self._watch.end()
-            self._http.is_on = self._threads.is_on = False
-            for owner, name, original, wrapper in reversed(self._wrapped):
-                if owner.__dict__.get(name) is wrapper:
-                    setattr(owner, name, original)
-            self._wrapped.clear()
+            self._http.is_on = False
+            for layer in reversed(self._layers):
+                layer.take_away()
+            self._layers.clear()
 
     def _join(self, provider_hosts: Iterable[tuple[str, str]]) -> None:
         self._users += 1
@@ -62,26 +62,29 @@ class Installation:
             self._http.hosts = HostTable(own)
 
     def _begin(self) -> None:
-        self._wrap(threading.Thread, "start", self._threads.starting)
-        self._wrap(ThreadPoolExecutor, "submit", self._threads.submitting)
+        with self._faults.contained("tapping threads"):
+            self._put(threading.Thread, "start", self._threads.start)
+            if "start" in threading.Timer.__dict__:  # OpenTelemetry gives it one of its own
+                self._put(threading.Timer, "start", self._threads.start, abstract=threading.Timer.__mro__[1:])
+            self._put(ThreadPoolExecutor, "submit", self._threads.submit, abstract=(Executor,))
         self._watch.begin()
 
     def _tap_library(self, library: ModuleType) -> None:
         with _lock, self._faults.contained("tapping an HTTP library"):
             if library.__name__ == "aiohttp":
-                session = library.ClientSession
-                self._wrap(session, AIOHTTP_METHOD, lambda original: self._aiohttp.sending(library, original))
+                self._put(library.ClientSession, AIOHTTP_METHOD, self._aiohttp.sending(library), is_async=True)
                 return
-            self._wrap(library.Client, METHOD, lambda original: self._http.sending(library, original))
-            self._wrap(library.AsyncClient, METHOD, lambda original: self._http.sending_async(library, original))
+            self._put(library.Client, METHOD, self._http.sending(library))
+            self._put(library.AsyncClient, METHOD, self._http.sending_async(library), is_async=True)
 
-    def _wrap(self, owner: Any, name: str, wrapping: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        if any(each is owner for each, *_ in self._wrapped):
-            return
-        original = owner.__dict__[name]
-        wrapper = wrapping(original)
-        setattr(owner, name, wrapper)
-        self._wrapped.append((owner, name, original, wrapper))
+    def _put(
+        self, owner: type, name: str, tap: Tap, *, is_async: bool = False, abstract: tuple[type, ...] = ()
+    ) -> None:
+        layer = put(owner, name, tap, is_async=is_async, abstract=abstract)
+        if layer is None:
+            raise LookupError(f"{owner.__qualname__} has no {name}")
+        if layer not in self._layers:
+            self._layers.append(layer)
 
 
 def install(provider_hosts: Iterable[tuple[str, str]] = ()) -> Installation:

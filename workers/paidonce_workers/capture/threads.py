@@ -11,16 +11,19 @@ Outside a step both are one look at a context variable.
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Final
 
 from paidonce.attempt_policies import attempt_policies
 from paidonce.current_step import CurrentStep, executing
 from paidonce.usage import CallRecorder, current_recorder, tool_stack
+from paidonce_workers.capture.faults import Faults
 
 OUR_THREADS: Final = "paidonce-"
 """Threads of the worker's own machinery live longer than the step in which they happen to start."""
+_NOTHING: Final = object()
 
 
 class Attribution:
@@ -58,46 +61,87 @@ class Attribution:
             current_recorder.reset(recorder)
 
 
+class AttributedRun:
+    """Stands for a thread's ``run`` until it runs; called with the thread or without, bound or not.
+
+    Sentry takes the function out of a bound method and calls it with the thread; others call what they find.
+    """
+
+    __slots__ = ("_attribution", "_faults", "_had", "_run")
+
+    def __init__(self, thread: Any, attribution: Attribution, faults: Faults) -> None:
+        run = thread.run
+        # The thread's own method without the thread, so that no cycle keeps it alive wherever a neighbour keeps us.
+        is_plain = type(run) is MethodType and run.__self__ is thread
+        self._run: Callable[..., Any] = run.__func__ if is_plain else _Unbound(run)
+        self._attribution = attribution
+        self._faults = faults
+        self._had = thread.__dict__.get("run", _NOTHING)
+        thread.run = MethodType(self, thread)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        thread = args[0] if args else threading.current_thread()
+        with self._faults.contained("attributing a thread"):
+            self.withdraw(thread)
+            self._attribution.begin()
+        return self._run(thread, *args[1:], **kwargs)
+
+    def withdraw(self, thread: Any) -> None:
+        """Give the instance its own ``run`` back, unless somebody else has put another there since."""
+        if getattr(thread.__dict__.get("run"), "__func__", None) is not self:
+            return
+        if self._had is _NOTHING:
+            del thread.__dict__["run"]
+        else:
+            thread.__dict__["run"] = self._had
+
+
+class _Unbound:
+    """A ``run`` that wants no thread: bound by somebody else, static, partial, or any callable on the instance."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+
+    def __call__(self, thread: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+
 class ThreadTap:
-    """Wraps the starting of threads for one installation."""
+    """Taps the starting of threads for one installation. If it fails the thread starts all the same, unattributed."""
 
-    def __init__(self) -> None:
-        self.is_on = True
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
 
-    def starting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def start(self, call: Callable[..., Any], thread: Any, /, *args: Any, **kwargs: Any) -> Any:
         """``Thread.start``, attributed."""
+        recorder = current_recorder.get()
+        attributed = None if recorder is None else self._attribute(thread, recorder)
+        if attributed is None:
+            return call(*args, **kwargs)
+        try:
+            return call(*args, **kwargs)
+        except BaseException:
+            with self._faults.contained("attributing a thread"):
+                attributed.withdraw(thread)
+            raise
 
-        @functools.wraps(original)
-        def start(thread: Any) -> Any:
-            recorder = current_recorder.get()
-            if recorder is not None and self.is_on and not thread.name.startswith(OUR_THREADS):
-                attribution, run = Attribution(recorder), thread.run
+    def _attribute(self, thread: Any, recorder: CallRecorder) -> AttributedRun | None:
+        with self._faults.contained("attributing a thread"):
+            if not thread.name.startswith(OUR_THREADS):
+                return AttributedRun(thread, Attribution(recorder), self._faults)
+        return None
 
-                def run_attributed() -> None:
-                    # The instance's `run` is given back first, so that no cycle keeps the thread alive.
-                    thread.__dict__.pop("run", None)
-                    attribution.begin()
-                    run()
-
-                thread.run = run_attributed
-            return original(thread)
-
-        return start
-
-    def submitting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def submit(self, call: Callable[..., Any], executor: Any, /, *args: Any, **kwargs: Any) -> Any:
         """``ThreadPoolExecutor.submit``, attributed."""
-
-        @functools.wraps(original)
-        def submit(executor: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            recorder = current_recorder.get()
-            if recorder is None or not self.is_on:
-                return original(executor, fn, *args, **kwargs)
-            attribution = Attribution(recorder)
-            # A thread that the pool starts now must not take this step for its own.
-            token = current_recorder.set(None)
-            try:
-                return original(executor, attribution.call, fn, *args, **kwargs)
-            finally:
-                current_recorder.reset(token)
-
-        return submit
+        recorder = current_recorder.get()
+        if recorder is None or not args:
+            return call(*args, **kwargs)
+        attribution = Attribution(recorder)
+        # A thread that the pool starts now must not take this step for its own.
+        token = current_recorder.set(None)
+        try:
+            return call(attribution.call, *args, **kwargs)
+        finally:
+            current_recorder.reset(token)

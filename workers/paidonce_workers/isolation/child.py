@@ -26,6 +26,7 @@ from paidonce_models.masking import current_masker
 from paidonce_models.pricing import PriceRow
 from paidonce_models.store.claims import Claim
 from paidonce_models.usage import CallRecord
+from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt
 from paidonce_workers.isolation.frames import WORD_BYTES, FrameReader
 
 POLL_SECONDS: Final = 0.2
@@ -72,7 +73,7 @@ class Message:
     """What the child tells: calls that have finished since the last one, and at the end what the body came to."""
 
     calls: list[CallRecord]
-    answer: bytes | ErrorInChild | None = None
+    answer: bytes | ErrorInChild | BlockedAttempt | None = None
 
 
 class ChildError(Exception):
@@ -106,7 +107,7 @@ def run_in_child(
             child = _begin(answers_of_child)
         finally:
             os.close(answers_of_child)
-        answer: bytes | ErrorInChild | None = None
+        answer: bytes | ErrorInChild | BlockedAttempt | None = None
         try:
             _hand(child, pickle.dumps(task))
             answer = _answer(child, answers, task.word, recorder)
@@ -122,6 +123,8 @@ def run_in_child(
         )
     if isinstance(answer, ErrorInChild):
         raise ChildError(answer)
+    if isinstance(answer, BlockedAttempt):
+        raise AttemptBlocked(answer)
     return answer
 
 
@@ -161,7 +164,7 @@ def _hand(child: subprocess.Popen[bytes], task: bytes) -> None:
 
 def _answer(
     child: subprocess.Popen[bytes], answers: int, word: bytes, recorder: CallRecorder
-) -> bytes | ErrorInChild | None:
+) -> bytes | ErrorInChild | BlockedAttempt | None:
     """What the body came to, ``None`` if the child ended without saying; its calls are taken over as they come."""
     frames = FrameReader(word)
     for data in _read(child, answers):

@@ -19,6 +19,7 @@ from paidonce_models.errors import ConfigurationError
 from paidonce_models.masking import mask_names
 from paidonce_models.pricing import PriceBook
 from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
+from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt
 from paidonce_workers.capture import install
 from paidonce_workers.declared_body import run_declared
 from paidonce_workers.isolation.child import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
@@ -51,7 +52,9 @@ def run(answers: int, keeper: int) -> None:
     try:
         if declaration is None:
             raise ConfigurationError(f"the modules {', '.join(task.modules)} hold no step {task.claim.name}")
-        answer: bytes | ErrorInChild = run_declared(declaration, task.claim, recorder, None, call)
+        answer: bytes | ErrorInChild | BlockedAttempt = run_declared(declaration, task.claim, recorder, None, call)
+    except AttemptBlocked as stopped:
+        answer = stopped.blocked
     except BaseException as error:  # noqa: BLE001 - whatever the body raises is its answer
         answer = ErrorInChild(error_of(error), traceback_of(error), describe_failure(error))
     try:
@@ -79,7 +82,7 @@ class Teller:
         self._lock = threading.Lock()
         threading.Thread(target=self._tell_calls, name="paidonce-calls", daemon=True).start()
 
-    def tell(self, answer: bytes | ErrorInChild) -> None:
+    def tell(self, answer: bytes | ErrorInChild | BlockedAttempt) -> None:
         """The end of the body, with the calls that were not told of before."""
         with self._lock:
             self._answers.write(pickle.dumps(Message(self._recorder.drain(), answer)))

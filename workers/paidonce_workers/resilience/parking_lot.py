@@ -12,6 +12,7 @@ go then is held up by the breakers that the processes keep themselves.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -91,6 +92,7 @@ class ParkingLot:
             breakers.force_open(at.circuit, HALF_OPEN_SECONDS, reason="Redis had forgotten it, and steps wait for it")
         except CircuitStoreUnreachable:
             return []  # the next sweep finds it away
+        time.sleep(2 * HALF_OPEN_SECONDS)  # a probe that came before that was over would be refused and parked again
         return self._probe(shard, at)
 
     def _ramp(self, shard: int, at: ParkedAt, *, due_only: bool) -> list[Message]:

@@ -1,0 +1,113 @@
+"""SQLite and forks: no connection is open, and nobody is inside SQLite, at the moment in which a process forks.
+
+SQLite keeps in the memory of a process which locks that process holds on a file, and mutexes of its own. A child that
+is forked while a connection is open believes the parent's locks to be its own: it waits for ever for a write lock
+that nobody will give back, or reads without one while others write. One forked while a thread is inside SQLite waits
+for ever for a mutex. Closing the connection in the child would write into memory that is shared with the parent.
+
+So before a fork new connections are held back, those in use are waited for, and the idle ones are closed; afterwards
+the parent opens them again as it needs them. Where that was not possible the child must not open the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from sqlalchemy import Engine, event
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_SECONDS: Final = 60.0
+"""Twice as long as SQLite waits for another process's lock; whoever takes longer stands still."""
+_LOOK_SECONDS: Final = 0.0005
+
+
+class ForkGate:
+    """Holds new connections of all pools of this process back while it forks."""
+
+    def __init__(self) -> None:
+        self.forks_under_way = 0
+        self.held: dict[int, int] = {}
+        """Who holds a connection: its record's identity, and the thread's."""
+
+    def pass_through(self) -> None:
+        """Wait while the process forks. A thread that holds a connection goes on: the fork waits for it."""
+        while self.forks_under_way and threading.get_ident() not in self.held.values():
+            time.sleep(_LOOK_SECONDS)
+
+    def is_empty(self) -> bool:
+        """Whether no other thread holds a connection, takes one or gives one back.
+
+        The threads are looked at, not counted: one that was interrupted between two lines would be counted for ever.
+        """
+        own = threading.get_ident()
+        return not any(ident != own for ident in list(self.held.values())) and not any(
+            _is_inside(frame) for ident, frame in sys._current_frames().items() if ident != own
+        )
+
+
+the_gate: Final = ForkGate()
+
+
+class GatedPool(QueuePool):
+    """The pool of an SQLite file."""
+
+    def connect(self) -> PoolProxiedConnection:
+        """Take a connection; waits while the process forks."""
+        the_gate.pass_through()
+        return super().connect()
+
+    def _do_return_conn(self, record: Any) -> None:
+        super()._do_return_conn(record)
+
+
+def watch_connections(engine: Engine) -> None:
+    """Let the gate know who holds a connection of this engine."""
+
+    @event.listens_for(engine, "checkout")
+    def _taken(_connection: Any, record: Any, _proxy: Any) -> None:
+        the_gate.held[id(record)] = threading.get_ident()
+
+    @event.listens_for(engine, "checkin")
+    def _given_back(_connection: Any, record: Any) -> None:
+        the_gate.held.pop(id(record), None)
+
+
+def close_for_fork(engine: Engine | None) -> bool:
+    """Before a fork, with the gate shut: False where a connection stays open that the child will inherit."""
+    until = time.monotonic() + LONGEST_WAIT_SECONDS
+    while not the_gate.is_empty():
+        if time.monotonic() > until:
+            log.error(
+                "this process forks although a transaction on the SQLite store has not ended for %.0f s; "
+                "the child cannot use the store",
+                LONGEST_WAIT_SECONDS,
+                extra={"event": "fork_in_transaction"},
+            )
+            return False
+        time.sleep(_LOOK_SECONDS)
+    if engine is not None:
+        engine.pool.dispose()
+    return threading.get_ident() not in the_gate.held.values()
+
+
+_INSIDE: Final[frozenset[CodeType]] = frozenset(
+    {GatedPool.connect.__code__, GatedPool._do_return_conn.__code__, GatedPool.dispose.__code__}
+)
+_WAITING: Final = ForkGate.pass_through.__code__
+
+
+def _is_inside(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is _WAITING:
+            return False
+        if frame.f_code in _INSIDE:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,107 @@
+"""Statements on the marks of runs that are advanced while a process has died a moment ago, and on what they prove.
+
+A step has a lease; the code of an agent between two awaits has none, and if it ends its process nothing says so. A mark
+does: it is set before that code runs and deleted when it has come to its next await.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from paidonce_models.errors import SliceEndsProcess
+from paidonce_models.store.blocking import block_run
+
+DEATHS_BEFORE_BLOCKING: Final = 3
+"""Of processes in a row, with nothing but this run's agent between the mark and the end. A worker that is killed from
+outside at just that moment is one of them; three are not chance."""
+
+_FIND = text("SELECT worker FROM slice_marks WHERE run_id = :run_id")
+_SET = text(
+    "INSERT INTO slice_marks (run_id, namespace, worker, deaths, marked_at_us) "
+    "SELECT id, namespace, CAST(:worker AS VARCHAR), 0, paidonce_now() FROM runs WHERE id = :run_id "
+    "ON CONFLICT (run_id) DO UPDATE SET worker = :worker, marked_at_us = paidonce_now()"
+)
+# Guarded by the worker: another process may have set its own in the meantime.
+_DELETE = text("DELETE FROM slice_marks WHERE run_id = :run_id AND worker = :worker")
+_BLAME = text(
+    "UPDATE slice_marks SET deaths = deaths + 1, worker = '' WHERE worker = :worker AND worker <> '' "
+    "RETURNING run_id, deaths"
+)
+_ROUTE = text("SELECT agent, agent_version, consumed_seq FROM runs WHERE id = :run_id")
+_FORGET = text("DELETE FROM slice_marks WHERE run_id = :run_id")
+_FORGET_ENDED = text(
+    "DELETE FROM slice_marks WHERE namespace = :namespace AND run_id IN (SELECT m.run_id FROM slice_marks m "
+    "JOIN runs ON runs.id = m.run_id WHERE m.namespace = :namespace "
+    "AND runs.state IN ('succeeded', 'failed', 'cancelled'))"
+)
+
+SignatureOf = Callable[[str, str | None], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlamedRun:
+    """A run whose agent's code ran when its process died; ``is_blocked`` where that was once too often."""
+
+    run_id: str
+    deaths: int
+    is_blocked: bool
+
+
+def marked_by(connection: Connection, run_id: str) -> str:
+    """The process that has marked the run; empty where none has."""
+    return str(connection.execute(_FIND, {"run_id": run_id}).scalar_one_or_none() or "")
+
+
+def set_mark(connection: Connection, *, run_id: str, worker: str) -> None:
+    """Say that this process advances the run now; does nothing where there is no such run."""
+    connection.execute(_SET, {"run_id": run_id, "worker": worker})
+
+
+def delete_mark(connection: Connection, *, run_id: str, worker: str) -> None:
+    """The agent has come to its next await: whatever died with it before, it was not this."""
+    connection.execute(_DELETE, {"run_id": run_id, "worker": worker})
+
+
+def blame_slices(connection: Connection, worker: str, signature_of: SignatureOf) -> Sequence[BlamedRun]:
+    """Count the death of this process against the runs that it had marked, and block those that have had enough.
+
+    A death counts once, whoever sees it first. ``signature_of`` gives the signature of an agent and version: other
+    code sets a blocked run going again.
+    """
+    blamed = []
+    for row in connection.execute(_BLAME, {"worker": worker}).all():
+        is_blocked = row.deaths >= DEATHS_BEFORE_BLOCKING and _block(connection, row.run_id, row.deaths, signature_of)
+        blamed.append(BlamedRun(run_id=row.run_id, deaths=row.deaths, is_blocked=is_blocked))
+    return blamed
+
+
+def forget_marks_of_ended_runs(connection: Connection, namespace: str) -> None:
+    """Delete what is left of runs that have ended otherwise, such as by being cancelled."""
+    connection.execute(_FORGET_ENDED, {"namespace": namespace})
+
+
+def _block(connection: Connection, run_id: str, deaths: int, signature_of: SignatureOf) -> bool:
+    run = connection.execute(_ROUTE, {"run_id": run_id}).first()
+    connection.execute(_FORGET, {"run_id": run_id})
+    if run is None:
+        return False
+    error: dict[str, object] = {
+        "type": SliceEndsProcess.__name__,
+        "code": SliceEndsProcess.code,
+        "message": f"run {run_id}: {deaths} processes in a row ended while they ran the code of agent {run.agent!r} "
+        "between two awaits; look there for what ends a process (os._exit, a native crash, memory) and move it into "
+        "a @step, which is isolated after two losses; the run goes on with other code",
+        "deaths": deaths,
+    }
+    return block_run(
+        connection,
+        run_id=run_id,
+        from_seq=int(run.consumed_seq),
+        reason=SliceEndsProcess.code,
+        error=error,
+        signature=signature_of(run.agent, run.agent_version),
+    )

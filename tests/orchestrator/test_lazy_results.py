@@ -1,0 +1,106 @@
+"""A decorator that knows nothing of ``async``: refused where it shows, otherwise at the first call, before any work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from paidonce import agent, step, tool
+from paidonce.lazy_results import is_lazy, wrapped_lazily
+from paidonce_models.errors import DeclarationError
+
+
+def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            print(time.perf_counter() - started)
+
+    return wrapper
+
+
+def retried(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        for _ in range(3):
+            try:
+                return function(*args, **kwargs)
+            except ValueError:
+                continue
+        return None
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    yield
+
+
+def in_a_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(function(*args, **kwargs))
+
+    return wrapper
+
+
+def aware(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+async def ask(question: str) -> str:
+    return question
+
+
+def each(question: str) -> Iterator[str]:
+    yield question
+
+
+@pytest.mark.parametrize("decorate", [step, tool, agent])
+@pytest.mark.parametrize("careless", [timed, retried, session(), lambda function: timed(timed(function))])
+def test_a_careless_decorator_around_an_async_def_is_refused_with_the_remedy(decorate: Any, careless: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"ask .*test_lazy_results.py:\d+.*not async-aware.*async def"):
+        decorate(careless(ask))
+
+
+def test_one_around_a_generator_is_refused_too() -> None:
+    with pytest.raises(DeclarationError, match="return a list"):
+        step(timed(each))
+
+
+@pytest.mark.parametrize("careful", [in_a_loop, aware, lambda function: function])
+def test_a_decorator_that_does_the_work_is_taken(careful: Any) -> None:
+    assert wrapped_lazily(careful(ask)) is None
+    step(name=f"lazy.taken-{id(careful)}")(careful(ask))
+
+
+@pytest.mark.parametrize("careless", [timed, retried, session()])
+def test_around_a_plain_def_they_are_taken(careless: Any) -> None:
+    def plain(question: str) -> str:
+        return question
+
+    step(name=f"lazy.plain-{id(careless)}")(careless(plain))
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="plain function"):
+        step(functools.partial(ask, "a"))  # type: ignore[call-overload]  # the point
+
+
+def test_work_is_told_from_results() -> None:
+    coroutine = ask("a")
+    assert is_lazy(coroutine) and is_lazy(each("a")) and not is_lazy("a") and not is_lazy([coroutine])
+    coroutine.close()

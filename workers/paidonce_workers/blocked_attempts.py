@@ -1,0 +1,112 @@
+"""An attempt that this code cannot bring to an end, through no fault of the dependency: it is blocked, not failed.
+
+Either its body has returned what cannot be stored: it was paid, and what it returned is kept. Or its arguments, or its
+declaration, do not fit: its body was not begun. Raised where that is found, in a worker or a child process; what it
+carries is plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paidonce.lazy_results import drop, is_lazy, lazy_message
+from paidonce.registry import AnyStep
+from paidonce.user_errors import error_of
+from paidonce.values import code_hash, result_shape
+from paidonce.values.kept import Kept, keep, keep_encoded
+from paidonce_models.errors import DeclarationError, InvalidInput, ResultNotStorable, StepDoesNotFit
+from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.payloads import split
+from paidonce_models.store.blocked_steps import BODY, ENCODED, RENDERED, Blocking
+from paidonce_models.store.claims import Claim
+
+REMEDY = (
+    "What it returned is kept and not paid again. Start a worker whose code takes it (another annotation of the "
+    "result, a type that can read it), or say what it is with `paidonce resolve`"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockedAttempt:
+    """Why, as the store keeps it, and what was kept."""
+
+    reason: str
+    error: dict[str, object]
+    form: str | None = None
+    kept: Kept | None = None
+    shape: str = ""
+    code: str = ""
+
+    def blocking(self, memory: PayloadMemory | None) -> Blocking:
+        """The same for the store."""
+        kept = self.kept
+        return Blocking(
+            reason=self.reason,
+            form=self.form,
+            kept=None if kept is None else split(kept.data, memory=memory, limit_bytes=len(kept.data)),
+            text_only=() if kept is None else kept.text_only,
+            shape=self.shape,
+            code=self.code,
+        )
+
+
+class AttemptBlocked(Exception):
+    """Ends an attempt that is to be blocked."""
+
+    def __init__(self, blocked: BlockedAttempt) -> None:
+        super().__init__(blocked.reason)
+        self.blocked = blocked
+
+
+def result_not_storable(declaration: AnyStep, claim: Claim, value: object, why: BaseException) -> AttemptBlocked:
+    """The body has returned a value that has no form to be stored in."""
+    return _kept(declaration, claim, RENDERED, keep(value), why)
+
+
+def result_without_room(declaration: AnyStep, claim: Claim, data: bytes, why: BaseException) -> AttemptBlocked:
+    """The body has returned a value that is larger than allowed."""
+    return _kept(declaration, claim, ENCODED, keep_encoded(data), why)
+
+
+def step_does_not_fit(declaration: AnyStep, claim: Claim, why: InvalidInput, *, shape: str = "") -> AttemptBlocked:
+    """The body cannot be called; nothing was paid."""
+    error = StepDoesNotFit(
+        f"step {claim.position} ({claim.name}, {declaration.place}) of run {claim.run_id} cannot be executed by this "
+        f"code: {why.message}. Nothing was paid for it; it goes on with a worker whose code fits",
+        step=claim.position,
+    )
+    return AttemptBlocked(
+        BlockedAttempt(reason=error.code, error=error_of(error), shape=shape, code=code_hash(declaration.fn))
+    )
+
+
+def refuse_coroutine(declaration: AnyStep, claim: Claim, value: object) -> None:
+    """A body that has returned a coroutine has not done its work: it is closed, never stored and never paid."""
+    if not is_lazy(value):
+        return
+    drop(value)
+    error = DeclarationError(lazy_message(declaration.fn, type(value).__name__))
+    raise step_does_not_fit(declaration, claim, error, shape=BODY)
+
+
+def _kept(declaration: AnyStep, claim: Claim, form: str, kept: Kept, why: BaseException) -> AttemptBlocked:
+    text = getattr(why, "message", None) or f"{type(why).__name__} while it was encoded"
+    incomplete = ""
+    if kept.text_only:
+        shown = ", ".join(kept.text_only[:3])
+        incomplete = f" Of {shown:.300} only a text for people could be kept."
+    error = ResultNotStorable(
+        f"step {claim.position} ({claim.name}, {declaration.place}) of run {claim.run_id} has returned what this code "
+        f"cannot store: {text}. {REMEDY}.{incomplete}",
+        step=claim.position,
+    )
+    return AttemptBlocked(
+        BlockedAttempt(
+            reason=error.code,
+            error=error_of(error),
+            form=form,
+            kept=kept,
+            shape=result_shape(declaration.parameters),
+            code=code_hash(declaration.fn),
+        )
+    )

@@ -1,0 +1,123 @@
+"""Marking runs in the store before their agents' code runs, in the seconds in which that may be what ends processes.
+
+Code between two awaits holds no lease. If it ends its process, the run waits in the store as if nothing had happened,
+goes to the next process and ends that one, too. So for a while after a process has died, and after one has started
+(its predecessor may just have died of it), each advance is preceded by a mark that says who does it; the death watch
+counts deaths against it. At all other times nothing is written.
+
+Marked slices run one at a time in a process, so that a death is evidence against one run alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from paidonce_models.database import Database
+from paidonce_models.errors import StoreError
+from paidonce_models.store.slice_marks import BlamedRun, SignatureOf, blame_slices, delete_mark, marked_by, set_mark
+from paidonce_workers.signs_of_life import Sign, SignsOfLife
+
+log = logging.getLogger(__name__)
+
+CAREFUL_SECONDS: Final = 10.0
+"""After a death. Messages that the dead process had are redelivered at once, or sent again within seconds."""
+_ENDED: Final = (Sign.DEAD, Sign.MISSING)
+
+
+class CarefulPeriod:
+    """Until when a worker and its forked children are careful. Made before the forks, shared by all of them."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, struct.calcsize("d"))
+        self.extend()
+
+    def extend(self) -> None:
+        """A process has died, or this one has started."""
+        # CLOCK_MONOTONIC is the machine's, the same in each process.
+        struct.pack_into("d", self._shared, 0, time.monotonic() + CAREFUL_SECONDS)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is not over yet."""
+        return bool(time.monotonic() < struct.unpack_from("d", self._shared)[0])
+
+
+class SliceMarks:
+    """The marks of one process. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        worker: str,
+        period: CarefulPeriod,
+        signs: SignsOfLife,
+        signature_of: SignatureOf,
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self._period = period
+        self._signs = signs
+        self._signature_of = signature_of
+        self._one_at_a_time = threading.RLock()
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether an advance has to be marked now."""
+        return self._period.lasts
+
+    @contextmanager
+    def around(self, run_id: str) -> Iterator[None]:
+        """Mark the run for the time of the block. Raises ``StoreUnreachable`` before it while the store is away."""
+        with self._one_at_a_time:
+            with self._database.read() as connection:
+                before = marked_by(connection, run_id)
+            if before and before != self._worker and self._has_ended(before):
+                self.blame(before)  # nobody has looked yet
+            self._database.transact(lambda connection: set_mark(connection, run_id=run_id, worker=self._worker))
+            try:
+                yield
+            finally:
+                self._delete(run_id)
+
+    def blame(self, worker: str) -> None:
+        """A process is dead: what it had marked was running in it."""
+        self._period.extend()
+        blamed = self._database.transact(lambda connection: blame_slices(connection, worker, self._signature_of))
+        for run in blamed:
+            _tell(run)
+
+    def _delete(self, run_id: str) -> None:
+        try:
+            self._database.transact(lambda connection: delete_mark(connection, run_id=run_id, worker=self._worker))
+        except StoreError as error:  # it says no more than that this process has tried: it lives
+            log.debug("the mark of run %s stays: %s", run_id, error.message)
+
+    def _has_ended(self, worker: str) -> bool:
+        return all(sign in _ENDED for row, sign in self._signs.read(everywhere=True) if row.worker == worker)
+
+
+def _tell(run: BlamedRun) -> None:
+    if run.is_blocked:
+        log.error(
+            "run %s is blocked: %d processes in a row have ended in its agent's code between two awaits; "
+            "`paidonce show %s` says what to do",
+            run.run_id,
+            run.deaths,
+            run.run_id,
+            extra={"event": "run_blocked", "run_id": run.run_id, "reason": "slice_ends_process"},
+        )
+    else:
+        log.warning(
+            "run %s: its process has ended in its agent's code between two awaits (%d in a row)",
+            run.run_id,
+            run.deaths,
+            extra={"event": "slice_ended_process", "run_id": run.run_id},
+        )
