@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from paidonce_models.database import UPGRADE_LOCK, Database
 from paidonce_models.errors import SchemaMismatch
+from paidonce_models.forks import in_child
 from paidonce_models.log_texts import loggable
 from paidonce_models.occupied_names import is_taken, refuse_occupied_names, taken_names
 from paidonce_models.private_files import make_private_folder, private_opener
@@ -27,8 +28,24 @@ from paidonce_models.version_table import find_revision, take_over
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(coalesce(:schema, current_schema(), ''), 161599694))")
 """One for each schema: installations beside each other in one database do not wait for each other."""
-_IN_THIS_PROCESS = threading.Lock()
-"""Alembic keeps what it works on in globals: two stores at once in one process would get each other's migrations."""
+
+
+class _Turn:
+    """Alembic keeps what it works on in globals: two stores at once in one process would get each other's migrations.
+
+    A forked child has a lock of its own, as the parent's may be held by a thread that it does not have.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+        in_child(self, _Turn.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_IN_THIS_PROCESS = _Turn()
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -57,7 +74,7 @@ def upgrade(database: Database) -> str:
     All or nothing. Raises ``StoreError`` where the store cannot be written, and ``SchemaMismatch``, with nothing
     changed, where what somebody else has made stands in the way.
     """
-    with database.translating(), _IN_THIS_PROCESS, _one_at_a_time(database):
+    with database.translating(), _IN_THIS_PROCESS.lock, _one_at_a_time(database):
         config = _config()
         with database.engine.connect() as connection:
             connection = connection.execution_options(paidonce_write=True)
