@@ -26,6 +26,7 @@ from paidonce_models.private_files import make_private_folder
 from paidonce_models.safe_logs import keep_reports_quiet, make_safe
 from paidonce_models.schema import ensure_schema
 from paidonce_models.visible_text import visible
+from paidonce_workers.breakers.connecting import refuse_cluster
 from paidonce_workers.intake import refuse_submission
 from paidonce_workers.machinery import Machinery
 from paidonce_workers.patience import Patience
@@ -91,8 +92,11 @@ def _check_store(settings: Settings) -> None:
 def wait_for_store(settings: Settings) -> None:
     """Return when the store answers and is at our schema: it may be restarting just now.
 
-    Raises ``SchemaMismatch``, or ``StoreDenied`` where it does not let us in.
+    Raises ``SchemaMismatch``, ``StoreDenied`` where it does not let us in, or ``ConfigurationError`` where breakers
+    cannot be shared in what PAIDONCE_REDIS_URL names.
     """
+    if settings.breakers and settings.redis_url is not None:
+        refuse_cluster(settings.redis_url, "PAIDONCE_REDIS_URL")
     database = open_store(settings)
     try:
         Patience().until_done(lambda: ensure_schema(database), "the start of this worker", unless=StoreDenied)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -72,6 +73,24 @@ def connection_maker(url: str, setting: str) -> Callable[[], AbstractConnection]
         )
 
     return make
+
+
+def refuse_cluster(url: str, setting: str) -> None:
+    """Raise ``ConfigurationError`` where a Redis Cluster answers; one that does not answer is waited for elsewhere."""
+    try:
+        connection = connection_maker(url, setting)()
+        try:
+            connection.send_command("INFO", "cluster")
+            answer = connection.read_response()
+        finally:
+            connection.disconnect()
+    except (RedisError, OSError):
+        return
+    if b"cluster_enabled:1" in (answer if isinstance(answer, bytes) else str(answer).encode()):
+        raise ConfigurationError(
+            f"{setting}: the server at {shown(url)} belongs to a Redis Cluster, whose servers each know a part of the "
+            "circuits only; name a Redis or Valkey without cluster mode, or sentinels (sentinel://)"
+        )
 
 
 def _of_one_server(address: Address) -> str:
