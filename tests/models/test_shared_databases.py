@@ -170,6 +170,16 @@ def test_names_that_somebody_else_has_taken_are_told_before_anything_is_made(dat
     assert relations(database_url) == {"workers", "budgets_now"}
 
 
+def test_a_name_that_a_later_migration_needs_is_told_and_nothing_is_changed(database_url: str) -> None:
+    as_of_0010(database_url)
+    execute(database_url, "CREATE TABLE slice_marks (id INTEGER)")
+    before = relations(database_url)
+    with pytest.raises(SchemaMismatch, match=r"slice_marks.*already exists.*nothing was changed"):
+        upgraded(database_url)
+    assert relations(database_url) == before
+    assert rows(database_url, "SELECT version_num FROM alembic_version") == [("0010",)]
+
+
 def test_two_stores_may_be_made_at_once_in_one_process(tmp_path_factory: pytest.TempPathFactory) -> None:
     urls = [f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db" for _ in range(4)]
     threads = [threading.Thread(target=upgraded, args=(url,)) for url in urls]
