@@ -45,6 +45,10 @@ _REQUIREMENTS: Final = {
     "none": ssl.CERT_NONE,
     "verify_none": ssl.CERT_NONE,
 }
+QUOTING: Final = (
+    "user and password with their reserved characters percent-encoded (%40 for @, %3A for :, %2F for /, %3F for ?, "
+    "%23 for #, %25 for %)"
+)
 _NO: Final = ("false", "no", "off", "0")
 
 
@@ -130,6 +134,7 @@ def with_usual_scheme(url: str) -> str:
 
 def read_address(url: str) -> Address:
     """Take an address apart. Raises ``ValueError`` that says what is expected and quotes nothing."""
+    _refuse_unquoted(url)
     scheme = url.partition("://")[0]
     if scheme in SENTINELS:
         return _read_sentinels(url, scheme)
@@ -138,6 +143,15 @@ def read_address(url: str) -> Address:
     tls = _tls(tls_options, asked=scheme in _ENCRYPTED)
     left = f"{bare}?{urlencode(options, quote_via=quote)}" if options else bare
     return Address(url=left if separator else url, scheme=scheme, tls=tls)
+
+
+def _refuse_unquoted(url: str) -> None:
+    """A reserved character in a password ends it early, and what follows would be quoted as something else."""
+    for part in url.split(";"):
+        rest = part.partition("://")[2]
+        end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+        if "@" in rest[end:]:
+            raise ValueError(QUOTING)
 
 
 def _split(query: str) -> tuple[dict[str, str], dict[str, str]]:

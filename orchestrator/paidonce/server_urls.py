@@ -12,7 +12,7 @@ from kombu import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from paidonce.broker_addresses import read_address
+from paidonce.broker_addresses import QUOTING, read_address
 
 
 def check_store_url(url: str) -> str:
@@ -22,9 +22,11 @@ def check_store_url(url: str) -> str:
     """
     url = _hosts_in_query(url)
     try:
-        make_url(url)
+        parsed = make_url(url)
     except (ValueError, ArgumentError):  # some of SQLAlchemy's own words quote the URL
         raise ValueError("postgresql://USER@HOST:PORT/DATABASE with a port that is a number") from None
+    if "@" in f"{parsed.host}{parsed.database}":  # the rest of a password, which an error would quote as a host
+        raise ValueError(QUOTING)
     return url
 
 
@@ -44,8 +46,9 @@ def check_broker_url(url: str, *, redis: bool) -> None:
     address = read_address(url)
     try:
         database = str(Connection(address.url, ssl=address.kombu_ssl or False).virtual_host or "").removeprefix("/")
-    except (TypeError, KeyError, ValueError) as error:
-        # An unknown option in the query, a port that is no number.
+    except ValueError:  # its words may quote a part of a password
+        raise ValueError(f"a port that is a number, and {QUOTING}") from None
+    except (TypeError, KeyError) as error:  # an unknown option in the query
         raise ValueError(f"a URL that kombu can read ({type(error).__name__}: {error})") from None
     if redis and database and not database.isdecimal():
         raise ValueError("the number of a Redis database at the end, as in redis://HOST:6379/0")

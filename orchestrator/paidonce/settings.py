@@ -412,7 +412,7 @@ def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
 def _without_credentials(url: str) -> str:
     """An address that may be mistyped: what stands before its last ``@`` is a credential in whatever form it is."""
     masked = mask(url)
-    if masked == url and "@" in url:
+    if (masked == url and "@" in url) or masked.count("@") > 1:
         scheme, separator, rest = url.partition("://")
         return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}" if separator else f"{MASK}@{url.rpartition('@')[2]}"
     return masked

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from celery.app.utils import bugreport
 from kombu import Connection
 from sqlalchemy.engine import make_url
 
@@ -18,6 +20,7 @@ from paidonce_models.errors import ConfigurationError
 
 HARD = "p@ss:w/o%r#d?ü&+=;,x [y]"
 QUOTED = quote(HARD, safe="")
+SENTINEL = "sentinel://u:{}@h/0?master_name=m"
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +107,30 @@ def test_what_cannot_be_used_is_told_where_it_was_set(url: str, expected: str) -
         load_settings(broker_url=url)
     assert caught.value.message.startswith("PAIDONCE_BROKER_URL (set in the call)")
     assert expected in caught.value.message and "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize("password", ["se#cret", "se/cret", "se?cret", "se?cret=1", "se[cret", "se?ssl_cret=1"])
+@pytest.mark.parametrize("address", ["redis://u:{}@h/0", "rediss://u:{}@h/0", "amqp://u:{}@h/v", SENTINEL])
+def test_a_password_that_is_not_quoted_is_told_without_any_part_of_it(address: str, password: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(broker_url=address.format(password))
+    assert "percent-encoded" in caught.value.message
+    assert not re.search(r"\bse\b|cret", caught.value.message)
+
+
+@pytest.mark.parametrize("password", ["se@cret", "se@cr/et", "se@cr,et"])
+def test_no_part_of_a_stores_password_becomes_a_host(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        load_settings(database_url=f"postgresql://u:{password}@h/db")
+    assert not re.search(r"\bse\b|cr,?et", caught.value.message)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "amqps", "sentinel"])
+def test_what_celery_shows_of_its_configuration_holds_no_password(scheme: str) -> None:
+    query = f"?master_name=m&sentinel_password={QUOTED}" if scheme == "sentinel" else ""
+    app = build_celery_app(load_settings(broker_url=f"{scheme}://u:{QUOTED}@h/0{query}"))
+    shown = repr(app.conf.table(with_defaults=True, censored=True)) + app.conf.humanize() + bugreport(app)
+    assert HARD not in shown and QUOTED not in shown and "p%40ss" not in shown and "p@ss" not in shown
 
 
 def test_several_hosts_of_postgresql_and_hard_passwords() -> None:
