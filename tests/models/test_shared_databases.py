@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from alembic import command
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import make_url
 
 from paidonce_models.database import Database
 from paidonce_models.errors import ConfigurationError, SchemaMismatch
 from paidonce_models.occupied_names import OUR_TABLES, VIEWS
-from paidonce_models.schema import current_revision, ensure_schema, head_revision, upgrade
+from paidonce_models.schema import _config, current_revision, ensure_schema, head_revision, upgrade
 from paidonce_models.store.submission import submit_run
 from paidonce_models.version_table import VERSION_TABLE
 from tests.models.stored_runs import new_run
@@ -88,6 +89,9 @@ def as_of_0010(url: str) -> None:
     upgrade(database)
     with database.write() as connection:
         at = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()
+        config = _config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0010")
         connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
         connection.execute(text("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('0010')"))

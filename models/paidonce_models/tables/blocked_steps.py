@@ -4,10 +4,12 @@ arguments do not."""
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class StoredBlockedStep(SQLModel, table=True):
+class StoredBlockedStep(Row, table=True):
     """A step that is ``blocked``, and what its attempt returned, kept in ``payloads`` under ``kept_id``.
 
     ``form`` says what the kept bytes are: ``encoded`` as a result is stored, ``rendered`` as far as JSON goes; NULL:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Index
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
+
+from paidonce_models.tables.registry import Row
 
 
-class SliceMark(SQLModel, table=True):
+class SliceMark(Row, table=True):
     """A run whose agent's code runs right now, or has ended the process it ran in.
 
     Written only in the seconds after a process has died or started. ``worker`` is the process that advances the run,
