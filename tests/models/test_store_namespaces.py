@@ -170,6 +170,7 @@ UNGUARDED = {
     "standing": {"_RESTATE_RUN"},
     # of a step that was claimed by its namespace: guarded by the attempt's number or the lease's owner
     "completion": {
+        "_BLOCK_STEP",
         "_END_STEP",
         "_KNOWN_AGAIN",
         "_PARK_STEP",
@@ -194,6 +195,10 @@ UNGUARDED = {
         "_COMPLETE_AND_END",
         "_ADVANCE",
     },
+    # of a step that the same transaction has read by its namespace (`find_blocked`, `_known`), or has claimed
+    "blocked_steps": {"_ACCEPT", "_BLOCK", "_SCHEDULE"},
+    # of marks that this process or a dead one has set, by its own id
+    "slice_marks": {"_BLAME", "_DELETE", "_FORGET"},
     "spending": {"_TAKE", "_END"},
     # of rows that the sweeper or the death watch has found by their namespace
     "held_steps": {"_HOLD", "_INSERT", "_LET_GO"},

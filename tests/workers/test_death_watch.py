@@ -74,6 +74,7 @@ class Scene:
             sweeper=sweeper,
             marks=SliceMarks(
                 database=self.stand.database,
+                namespace=NAMESPACE,
                 worker="watcher",
                 period=CarefulPeriod(),
                 signs=self.signs,  # type: ignore[arg-type]  # as above

@@ -56,12 +56,14 @@ class SliceMarks:
         self,
         *,
         database: Database,
+        namespace: str,
         worker: str,
         period: CarefulPeriod,
         signs: SignsOfLife,
         signature_of: SignatureOf,
     ) -> None:
         self._database = database
+        self._namespace = namespace
         self._worker = worker
         self._period = period
         self._signs = signs
@@ -78,10 +80,12 @@ class SliceMarks:
         """Mark the run for the time of the block. Raises ``StoreUnreachable`` before it while the store is away."""
         with self._one_at_a_time:
             with self._database.read() as connection:
-                before = marked_by(connection, run_id)
+                before = marked_by(connection, self._namespace, run_id)
             if before and before != self._worker and self._has_ended(before):
                 self.blame(before)  # nobody has looked yet
-            self._database.transact(lambda connection: set_mark(connection, run_id=run_id, worker=self._worker))
+            self._database.transact(
+                lambda connection: set_mark(connection, namespace=self._namespace, run_id=run_id, worker=self._worker)
+            )
             try:
                 yield
             finally:

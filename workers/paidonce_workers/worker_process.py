@@ -114,6 +114,7 @@ class WorkerProcess:
         self._signs = SignsOfLife(self.database, settings.namespace)
         self._marks = SliceMarks(
             database=self.database,
+            namespace=settings.namespace,
             worker=worker,
             period=period,
             signs=self._signs,

@@ -19,10 +19,11 @@ DEATHS_BEFORE_BLOCKING: Final = 3
 """Of processes in a row, with nothing but this run's agent between the mark and the end. A worker that is killed from
 outside at just that moment is one of them; three are not chance."""
 
-_FIND = text("SELECT worker FROM slice_marks WHERE run_id = :run_id")
+_FIND = text("SELECT worker FROM slice_marks WHERE run_id = :run_id AND namespace = :namespace")
 _SET = text(
     "INSERT INTO slice_marks (run_id, namespace, worker, deaths, marked_at_us) "
-    "SELECT id, namespace, CAST(:worker AS VARCHAR), 0, paidonce_now() FROM runs WHERE id = :run_id "
+    "SELECT id, namespace, CAST(:worker AS VARCHAR), 0, paidonce_now() FROM runs "
+    "WHERE id = :run_id AND namespace = :namespace "
     "ON CONFLICT (run_id) DO UPDATE SET worker = :worker, marked_at_us = paidonce_now()"
 )
 # Guarded by the worker: another process may have set its own in the meantime.
@@ -51,14 +52,14 @@ class BlamedRun:
     is_blocked: bool
 
 
-def marked_by(connection: Connection, run_id: str) -> str:
+def marked_by(connection: Connection, namespace: str, run_id: str) -> str:
     """The process that has marked the run; empty where none has."""
-    return str(connection.execute(_FIND, {"run_id": run_id}).scalar_one_or_none() or "")
+    return str(connection.execute(_FIND, {"namespace": namespace, "run_id": run_id}).scalar_one_or_none() or "")
 
 
-def set_mark(connection: Connection, *, run_id: str, worker: str) -> None:
-    """Say that this process advances the run now; does nothing where there is no such run."""
-    connection.execute(_SET, {"run_id": run_id, "worker": worker})
+def set_mark(connection: Connection, *, namespace: str, run_id: str, worker: str) -> None:
+    """Say that this process advances the run now; does nothing where the namespace has no such run."""
+    connection.execute(_SET, {"namespace": namespace, "run_id": run_id, "worker": worker})
 
 
 def delete_mark(connection: Connection, *, run_id: str, worker: str) -> None:
