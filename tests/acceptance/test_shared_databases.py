@@ -13,10 +13,13 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from paidonce import RunCancelled
-from tests.acceptance.agents.flow import gathers, nested
+from paidonce_models.errors import StoreUnreachable
+from tests.acceptance.agents.flow import gathers, naps, nested
 from tests.acceptance.agents.stepping import retried, timed_out
 from tests.acceptance.conftest import SHARED_MODULES
 from tests.acceptance.site import RUN_SECONDS, Site
+from tests.services.pgbouncer import PgBouncer
+from tests.services.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
@@ -108,3 +111,26 @@ def test_two_installations_work_side_by_side_in_one_database(
     one, two = ({each["run_id"] for each in command(site, "runs")} for site in sites.values())
     assert len(one) == len(two) and not one & two
     assert set(tables(postgres_database)) == {"one", "two"}
+
+
+def test_nothing_is_paid_again_when_the_pooler_dies_and_comes_back(
+    make_site: Callable[..., Site], private_pgbouncer: PgBouncer, redis_url: str
+) -> None:
+    site = make_site(database_url=private_pgbouncer.url, broker_url=redis_url, schema="ours")
+    site.upgrade()
+    site.worker(*SHARED_MODULES)
+    run = site.client.submit(naps, {"seconds": 3.0})
+    nested_run = site.client.submit(nested, {"levels": 3})
+    site.wait_state(run, "running", "waiting")
+    private_pgbouncer.kill()
+    wait_until(lambda: "cannot be reached" in site.workers[0].log, "the worker has noticed", RUN_SECONDS)
+    private_pgbouncer.start()
+
+    def ended() -> bool:
+        try:
+            return run.state == nested_run.state == "succeeded"
+        except StoreUnreachable:  # of a connection that has died with the pooler
+            return False
+
+    wait_until(ended, "both runs succeed", 2 * RUN_SECONDS)
+    assert all(step.attempts <= 1 for each in (run, nested_run) for step in each.steps())

@@ -138,6 +138,22 @@ def test_tables_of_ours_without_a_revision_that_fits_are_not_touched(database_ur
     assert VERSION_TABLE not in relations(database_url)
 
 
+def test_an_upgrade_that_is_cut_off_has_changed_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_of_0010(database_url)
+    before = relations(database_url)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            upgraded(database_url)
+    assert relations(database_url) == before
+    assert rows(database_url, "SELECT version_num FROM alembic_version") == [("0010",)]
+    assert upgraded(database_url) == head_revision()
+
+
 def test_processes_that_take_over_at_once_do_it_once(database_url: str) -> None:
     as_of_0010(database_url)
     found: list[object] = []
