@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -54,19 +55,37 @@ def tell_unseen(whom: str) -> None:
     )
 
 
-def _become_a_program_of_its_own() -> None:
-    """In each forked child; that of a pool is none of a step."""
-    if current_recorder.get() is None:
-        return
-    current_recorder.set(ForkedRecorder())
-    attempt_policies.set(None)
-    signal.set_wakeup_fd(-1)  # it would wake the parent
-    for number in _OURS:
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+class SignalsAtFork:
+    """What signals do in a child that a step forks: what they do in any program."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, set[int | signal.Signals]] = {}
+        os.register_at_fork(before=self.hold, after_in_parent=self.release, after_in_child=self.become_a_program)
+
+    def hold(self) -> None:
+        """One that comes before the child has its own handlers would be taken by ours, which is the parent's."""
+        if current_recorder.get() is not None:
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+    def release(self) -> None:
+        """In both, once the child's are in place."""
+        mask = self._masks.pop(threading.get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def become_a_program(self) -> None:
+        """In each forked child; that of a pool is none of a step."""
+        if current_recorder.get() is not None:
+            current_recorder.set(ForkedRecorder())
+            attempt_policies.set(None)
+            signal.set_wakeup_fd(-1)  # it would wake the parent
+            for number in _OURS:
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self.release()
 
 
-os.register_at_fork(after_in_child=_become_a_program_of_its_own)
+_signals: Final = SignalsAtFork()
 
 
 def call_in_this_process(call: Callable[[], T]) -> T:
