@@ -124,10 +124,12 @@ def starts_a_program() -> int:
 
 
 @agent
-async def forker() -> dict[str, object]:
-    def_steps = [exits, raises, returns, vanishes, terminates, pools, billiards, starts_a_program]
-    async_steps = [returns_async, exits_async, awaits_in_the_child, runs_a_loop_in_the_child, forks_in_a_thread]
-    return {each.name.rpartition(".")[2]: await each() for each in [*def_steps, *async_steps]}
+async def forker(pool: str) -> dict[str, object]:
+    steps = [exits, raises, returns, vanishes, starts_a_program]
+    steps += [returns_async, exits_async, awaits_in_the_child, runs_a_loop_in_the_child, forks_in_a_thread]
+    if pool == "threads":  # a pool child of Celery is daemonic, which multiprocessing allows no children
+        steps += [terminates, pools, billiards]
+    return {each.name.rpartition(".")[2]: await each() for each in steps}
 
 
 @step
