@@ -29,7 +29,7 @@ NO_DATADOG_AGENT = {
 def site(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    counting_server: CountingServer,  # noqa: F811
+    counting_server: CountingServer,
 ) -> Iterator[Site]:
     for name, value in NO_DATADOG_AGENT.items():
         monkeypatch.setenv(name, value)
@@ -50,7 +50,7 @@ def test_a_worker_beside_it_pays_once_and_gives_the_right_result(
     neighbour: str,
     pool: str,
     site: Site,
-    counting_server: CountingServer,  # noqa: F811
+    counting_server: CountingServer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
