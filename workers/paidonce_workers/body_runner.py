@@ -23,6 +23,7 @@ from functools import partial
 from paidonce_models.errors import PaidonceError, StepInterrupt, StepTimedOut
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.event_loop_thread import CoroutineCancelled, CoroutineHandle, EventLoopThread
+from paidonce_workers.forked_bodies import call_in_this_process
 from paidonce_workers.interrupt import (
     Reason,
     ThreadScope,
@@ -218,7 +219,7 @@ class BodyRunner:
             if is_async
             else _DefBody(label, self._watch_for_stuck)
         )
-        call = partial(contextvars.copy_context().run, fn, *args, **(kwargs or {}))
+        call = partial(call_in_this_process, partial(contextvars.copy_context().run, fn, *args, **(kwargs or {})))
         with shielded():
             task = current_task_scope.get()
             with self._lock:

@@ -19,6 +19,7 @@ from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.observation import Decode, Observation
 from paidonce_workers.capture.retries import HiddenRetries, Retries
+from paidonce_workers.forked_bodies import tell_unseen
 
 METHOD: Final = "_send_single_request"
 
@@ -32,6 +33,7 @@ class HttpTap:
         self._faults = faults
         self._retries = Retries()
         self._hidden_retries = HiddenRetries()
+        self._has_told = False
 
     def sending(self, library: ModuleType) -> Callable[..., Any]:
         """``Client._send_single_request``, watched."""
@@ -76,6 +78,17 @@ class HttpTap:
             return response
 
         return send
+
+    def tell(self, call: Callable[..., Any], client: Any, /, request: Any) -> Any:
+        """In a forked child of a step, for both kinds of clients: passes on, and says once whom it pays."""
+        with self._faults.contained("reading a request"):
+            url = request.url
+            port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
+            endpoint = self.hosts.find(request.method, url.host, port, url.path)
+            if endpoint is not None and not self._has_told:
+                self._has_told = True
+                tell_unseen(endpoint.provider)
+        return call(request)
 
     def is_wanted(self) -> bool:
         """Whether this is a step's body, and we are on."""
