@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from paidonce import PayloadTooLarge, RunFailed
+from paidonce import PayloadTooLarge, RunBlocked, RunFailed
 from tests.acceptance.agents.stepping import MEBIBYTE
 from tests.acceptance.site import RUN_SECONDS, Site
 
