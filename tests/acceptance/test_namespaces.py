@@ -242,7 +242,7 @@ def found(team: Team, name: str) -> RunHandle:
 
 
 def test_submissions_that_nobody_takes_any_more_are_told_of(make_site: Callable[..., Site]) -> None:
-    """Up to 0.1 the workers of each namespace took them from one queue."""
+    """Before queues had a namespace in their names, the workers of all of them took submissions from one."""
     site = make_site(namespace="shop")
     with closing(Celery("stock", broker=site.broker_url, set_as_current=False)) as producer:
         producer.send_task("paidonce.submit", kwargs={"agent": "report"}, queue="paidonce.submit")
