@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from paidonce.celery_app import build_celery_app
 from paidonce.declarations import AgentDeclaration
+from paidonce.home import make_home
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
@@ -32,7 +33,6 @@ from paidonce_models.errors import (
 )
 from paidonce_models.masking import mask
 from paidonce_models.payloads import split
-from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
 from paidonce_models.store.cancel_run import cancel_run
@@ -175,7 +175,7 @@ class Client:
     @functools.cached_property
     def database(self) -> Database:
         """The store, its schema checked. Raises ``StoreUnreachable`` or ``SchemaMismatch``."""
-        make_private_folder(self.settings.home, is_ours=True)
+        make_home(self.settings)
         database = Database(self.settings.database_url, pool_size=self.settings.database_pool_size)
         try:
             ensure_schema(database)

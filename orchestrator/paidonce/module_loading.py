@@ -56,7 +56,10 @@ def _is_file_name(name: str) -> bool:
 
 
 def _load_file(name: str) -> ModuleType:
-    path = Path(name).expanduser().absolute()
+    try:
+        path = Path(name).expanduser().absolute()
+    except RuntimeError:  # `~` without HOME, of a user whom nobody has listed
+        raise ModuleNotLoadable(f"module file {name!r}: the home of this user is not known; write it out") from None
     if not path.is_file():
         raise ModuleNotLoadable(f"module file {name!r} was not found: there is no file {path}; check the path")
     folder = Path.cwd()

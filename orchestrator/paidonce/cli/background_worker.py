@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 from paidonce.cli.worker_program import worker_arguments, worker_environment
+from paidonce.home import make_folder
 from paidonce.settings import Settings
 from paidonce_models.errors import PaidonceError
-from paidonce_models.private_files import make_private_folder, private_opener
+from paidonce_models.private_files import private_opener
 
 MAX_STARTS = 5
 _LINES_OF_LOG = 15
@@ -82,7 +83,7 @@ class BackgroundWorker:
 
     def _start(self) -> None:
         self._starts += 1
-        make_private_folder(self.log.parent, is_ours=True)
+        make_folder(self.log.parent, self._settings, "the log of the worker that this command starts")
         name = f"paidonce-run-{os.getpid()}-{self._starts}"
         arguments = worker_arguments(
             name=name, log_level="INFO", concurrency=self._settings.concurrency, queues=self._queues
