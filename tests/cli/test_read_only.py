@@ -98,3 +98,13 @@ def test_what_needs_a_disk_is_one_error_that_names_the_settings(folder: Path, co
     assert "Traceback" not in done.stderr
     done = run(folder, *command, PAIDONCE_AGENTS="my_agents", PAIDONCE_HOME="~/paidonce")
     assert done.returncode == 2 and "a path without `~`" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.service
+def test_a_pool_of_processes_says_what_it_needs(folder: Path, postgres_database: str, redis_url: str) -> None:
+    settings = {"PAIDONCE_DATABASE_URL": postgres_database, "PAIDONCE_BROKER_URL": redis_url}
+    assert run(folder, "paidonce.cli", "db", "upgrade", **settings).returncode == 0
+    worker = ("celery", "-A", "paidonce_workers", "worker", "--pool", "prefork")
+    done = run(folder, *worker, PAIDONCE_AGENTS="my_agents", **settings)
+    assert done.returncode == 2 and "--pool prefork needs semaphores" in done.stderr
+    assert "Traceback" not in done.stderr
