@@ -143,8 +143,8 @@ def refuse_children_without_semaphores(pool: object) -> None:
         get_context("fork").Value("i")  # shared memory, which Celery's pool has for each child
     except (ImportError, OSError) as error:
         raise ConfigurationError(
-            f"--pool prefork needs semaphores and shared memory, which this system does not give ({cause_of(error)}): mount /dev/shm and "
-            "a folder that TMPDIR names, or take --pool threads"
+            f"--pool prefork needs semaphores and shared memory, which this system does not give ({cause_of(error)}): "
+            "mount /dev/shm and a folder that TMPDIR names, or take --pool threads"
         ) from None
 
 
