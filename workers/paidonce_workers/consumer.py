@@ -31,7 +31,6 @@ from paidonce.celery_app import queue_for, speaks_amqp
 from paidonce.flood_log import FloodLog
 from paidonce.publishing import ADVANCE_TASK, SUBMIT_TASK
 from paidonce_models.log_texts import cause_of, failure_of, loggable, shown_headers, shown_type
-from paidonce_models.queues import full_queue_name
 from paidonce_workers.incoming import UnusableMessage, read_message, submission_id
 from paidonce_workers.local_delivery import LocalDelivery
 from paidonce_workers.machinery import machinery_of
@@ -172,8 +171,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
     # What `celery control add_consumer` and `cancel_consumer` call.
 
     def add_task_queue(self, queue: str, *_: Any, **__: Any) -> None:
-        """Consume the queue ``paidonce.x`` under either name, declared as whoever publishes to it declares it."""
-        full = full_queue_name(queue)
+        """Consume this namespace's queue ``x`` by any of its names, declared as whoever publishes to it declares it."""
+        full = self._machinery.on_broker(queue)
         queues = self.app.amqp.queues
         if full not in queues:
             queues.add(queue_for(full, amqp=speaks_amqp(str(self.app.conf.broker_url))))
@@ -181,7 +180,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
 
     def cancel_task_queue(self, queue: str) -> None:
         """Consume it no longer."""
-        super().cancel_task_queue(full_queue_name(queue))
+        super().cancel_task_queue(self._machinery.on_broker(queue))
 
     # Celery calls these four; `create_task_handler` binds them when the loop starts.
 
