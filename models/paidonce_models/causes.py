@@ -26,6 +26,8 @@ class Cause(StrEnum):
     LOST = "lost"
     FENCED = "fenced"
     SHORT_CIRCUITED = "short_circuited"
+    BLOCKED = "blocked"
+    """What it returned was kept and never taken: the run was cancelled, or a person had it done once more."""
     UNKNOWN = "unknown"
     """The run's or the attempt's row is gone."""
 

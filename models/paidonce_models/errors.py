@@ -26,7 +26,8 @@
     │   └── BoundReached            the agent asks for more than a run may
     │       ├── TooManySteps
     │       ├── TooManyTimers
-    │       └── TooManyRuns
+    │       ├── TooManyRuns
+    │       └── TooMuchData
     ├── RunEnded                    a run a caller waited for did not succeed
     │   ├── RunFailed
     │   ├── RunCancelled
@@ -259,6 +260,12 @@ class TooManyRuns(BoundReached):
     """More runs would stand below one root than allowed; raise PAIDONCE_MAX_RUNS, or mend the agents."""
 
     code = "too_many_runs"
+
+
+class TooMuchData(BoundReached):
+    """A value is larger than allowed; raise PAIDONCE_MAX_PAYLOAD_BYTES, or store it elsewhere and pass its address."""
+
+    code = "too_much_data"
 
 
 class RunEnded(PaidonceError):

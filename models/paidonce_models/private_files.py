@@ -98,7 +98,14 @@ def _is_shared(path: Path, mode: int) -> bool:
     """A folder that holds more than Paidonce's files, even if it was named as the home: ``/tmp``, a user's own."""
     if not stat.S_ISDIR(mode):
         return False
-    return bool(mode & stat.S_ISVTX) or path.absolute() in (Path("/"), Path.cwd(), Path.home())
+    return bool(mode & stat.S_ISVTX) or path.absolute() in (Path("/"), Path.cwd(), _home_of_user())
+
+
+def _home_of_user() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user whom nobody has listed
+        return None
 
 
 _creating = threading.Lock()

@@ -38,6 +38,15 @@ def full_queue_name(name: str) -> str:
     return name if name.startswith(PREFIX) else PREFIX + name
 
 
+UNACKED: Final = ("unacked", "unacked_index", "unacked_mutex")
+"""What kombu keeps on Redis beside the queues; without a namespace's own its submissions would be given to others."""
+
+
+def is_reserved(queue: str) -> bool:
+    """Whether a queue of that name would be kept under a key that holds something else on Redis."""
+    return full_queue_name(queue).removeprefix(PREFIX) in UNACKED
+
+
 def is_namespace(value: str) -> bool:
     """Whether this can name a namespace."""
     return _NAMESPACE.fullmatch(value) is not None

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.util.queue import Empty
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,16 @@ class GatedPool(QueuePool):
     def _do_return_conn(self, record: Any) -> None:
         super()._do_return_conn(record)
 
+    def close_idle(self) -> None:
+        """As ``dispose``, which tells the log of it each time and makes a pool useless that is used meanwhile."""
+        while True:
+            try:
+                record = self._pool.get(False)
+            except Empty:
+                return
+            record.close()
+            self._dec_overflow()
+
 
 def watch_connections(engine: Engine) -> None:
     """Let the gate know who holds a connection of this engine."""
@@ -92,8 +103,8 @@ def close_for_fork(engine: Engine | None) -> bool:
             )
             return False
         time.sleep(_LOOK_SECONDS)
-    if engine is not None:
-        engine.pool.dispose()
+    if engine is not None and isinstance(engine.pool, GatedPool):
+        engine.pool.close_idle()
     return threading.get_ident() not in the_gate.held.values()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from paidonce_models.errors import InvalidInput
-from paidonce_models.usage import CallRecord, Usage, UsageSource
+from paidonce_models.usage import CallRecord, CallStatus, Usage, UsageSource
 
 if TYPE_CHECKING:
     from paidonce_models.pricing import PricedUsage
@@ -54,6 +54,8 @@ class CapturedCall:
     answer: Mapping[str, object] | None = None
     output_is_known: bool = True
     ids: tuple[str, ...] = ()
+    awaited_id: str | None = None
+    """The id of work that goes on after the answer: its usage comes with a later one, see ``complete``."""
     _stated: tuple[Usage, UsageSource] | None = field(default=None, init=False)
     _record: CallRecord | None = field(default=None, init=False)
 
@@ -71,6 +73,13 @@ class CapturedCall:
             self._stated = (statement.usage, statement.source)
         if statement.cost_nanousd is not None:
             self.call = replace(self.call, cost_nanousd=statement.cost_nanousd, price_source=statement.price_source)
+
+    def complete(self, answer: Mapping[str, object], duration_us: int) -> None:
+        """A later answer has said what the work has used, from its beginning to its end."""
+        self._record = None
+        self.answer = {**(self.answer or {}), **answer}
+        self.output_is_known = True
+        self.call = replace(self.call, duration_us=max(0, duration_us), status=CallStatus.OK)
 
     def settle(self, record: CallRecord, usage: Usage) -> None:
         """This call was recorded by the user's code before it ended."""

@@ -29,14 +29,13 @@ from paidonce_models.queues import (
     DEFAULT_NAMESPACE,
     DEFAULT_QUEUE,
     SUBMIT_QUEUE,
+    UNACKED,
     broker_queue_name,
     broker_scope,
     is_submit_queue,
     stored_queue_name,
 )
 
-UNACKED = ("unacked", "unacked_index", "unacked_mutex")
-"""What kombu keeps on Redis beside the queues; without a namespace's own its submissions would be given to others."""
 VISIBILITY_TIMEOUT_SECONDS = 30
 """When Redis gives a submission again that a dead worker had taken. Messages for steps and runs are not kept by Redis
 once they are delivered (see ``redis_transport``): leases and the sweeper bring those back."""

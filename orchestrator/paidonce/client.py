@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from paidonce.celery_app import build_celery_app
 from paidonce.declarations import AgentDeclaration
+from paidonce.home import make_home
 from paidonce.opening import open_store
 from paidonce.publishing import Publisher
 from paidonce.registry import Registry, default_registry
@@ -38,7 +39,6 @@ from paidonce_models.errors import (
 from paidonce_models.forks import in_child, leave_to_parent
 from paidonce_models.masking import mask
 from paidonce_models.payloads import split
-from paidonce_models.private_files import make_private_folder
 from paidonce_models.schema import ensure_schema
 from paidonce_models.states import RunState
 from paidonce_models.store.blocked_steps import find_blocked_step, read_kept
@@ -213,7 +213,7 @@ class Client:
         return database
 
     def _open(self) -> Database:
-        make_private_folder(self.settings.home, is_ours=True)
+        make_home(self.settings)
         database = open_store(self.settings, pool_size=self.settings.database_pool_size)
         try:
             ensure_schema(database)

@@ -20,6 +20,7 @@ from paidonce.values import Parameters
 from paidonce_models.budgets import Maxima, Unit
 from paidonce_models.errors import DeclarationError, InvalidInput
 from paidonce_models.money import nanousd_from_usd
+from paidonce_models.queues import is_reserved
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,7 +140,7 @@ def _declare_step(
     own_name = name or f"{module_name_of(fn)}.{fn.__name__}"
     where = f"{kind} {own_name}"
     _stored(where, "name", own_name, MAX_STEP_NAME_BYTES)
-    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
+    _queue(where, queue or DEFAULT_QUEUE)
     lazy = wrapped_lazily(fn)
     if lazy is not None:
         kind_of_work = "coroutine" if inspect.iscoroutinefunction(lazy) else "generator"
@@ -233,7 +234,7 @@ def _declare_agent(
         raise DeclarationError(f"agent {own_name!r} is a plain def; declare it with `async def`, it has to await steps")
     where = f"agent {own_name!r}"
     _stored(where, "name", own_name, MAX_NAME_BYTES)
-    _stored(where, "queue", queue or DEFAULT_QUEUE, MAX_NAME_BYTES)
+    _queue(where, queue or DEFAULT_QUEUE)
     _stored(where, "version", str(version), MAX_VERSION_BYTES)
     limits = {
         Unit.USD: _nanousd(where, "budget_usd", budget_usd, least=1),
@@ -262,6 +263,14 @@ def _stored(where: str, option: str, value: object, limit_bytes: int) -> None:
         raise DeclarationError(
             f"{where:.200}: {option}= must be 1 to {limit_bytes} bytes of printable text in UTF-8, found "
             f"{found_instead(value)}; give it a shorter {option}="
+        )
+
+
+def _queue(where: str, name: str) -> None:
+    _stored(where, "queue", name, MAX_NAME_BYTES)
+    if is_reserved(name):
+        raise DeclarationError(
+            f"{where:.200}: queue={name!r} is the name of what Paidonce keeps of submissions on Redis; choose another"
         )
 
 

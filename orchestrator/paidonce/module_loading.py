@@ -1,6 +1,6 @@
 """Importing the modules that hold a project's agents, steps and tools.
 
-Owns turning names (``shop.agents``) and files (``agents.py``) into imported modules, and the words of the error when
+Owns turning names (``shop.agents``) and files (``my_agents.py``) into imported modules, and the words of the error when
 that fails: a module that is not there and a module that broke while it ran are told apart. The current folder and
 ``PYTHONPATH`` are importable. It never looks inside a module; declaring is the decorators' part.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -16,7 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from paidonce.module_shadows import Shadow, is_installed, shadow_of, shadows_in
 from paidonce_models.errors import ModuleNotLoadable, PaidonceError
+
+log = logging.getLogger(__name__)
 
 NO_AUTHORS = frozenset({"paidonce", "paidonce_models", *sys.stdlib_module_names})
 """Packages whose lines are no place to mend a module that does not import."""
@@ -28,7 +32,17 @@ def load_modules(names: Iterable[str]) -> list[ModuleType]:
     The current folder is put first on ``sys.path`` and stays there. Raises ``ModuleNotLoadable``.
     """
     make_importable(Path.cwd())
-    return [_load_file(name) if _is_file_name(name) else _load_name(name) for name in names]
+    loaded = [_load_file(name) if _is_file_name(name) else _load_named(name) for name in names]
+    _report_shadows(loaded)
+    return loaded
+
+
+def _report_shadows(loaded: Iterable[ModuleType]) -> None:
+    """Say which files of the project stand in the way of an installed package; most harm nobody, some everybody."""
+    found = [shadow for module in loaded if (shadow := shadow_of(module.__name__)) is not None]
+    found += shadows_in(Path.cwd(), list(sys.modules.values()))
+    for shadow in dict.fromkeys(found):
+        log.warning("%s", shadow, extra={"event": "module_shadows", "module_name": shadow.name})
 
 
 def make_importable(folder: Path) -> None:
@@ -42,7 +56,10 @@ def _is_file_name(name: str) -> bool:
 
 
 def _load_file(name: str) -> ModuleType:
-    path = Path(name).expanduser().absolute()
+    try:
+        path = Path(name).expanduser().absolute()
+    except RuntimeError:  # `~` without HOME, of a user whom nobody has listed
+        raise ModuleNotLoadable(f"module file {name!r}: the home of this user is not known; write it out") from None
     if not path.is_file():
         raise ModuleNotLoadable(f"module file {name!r} was not found: there is no file {path}; check the path")
     folder = Path.cwd()
@@ -68,14 +85,20 @@ def _load_file(name: str) -> ModuleType:
     return module
 
 
+def _load_named(name: str) -> ModuleType:
+    module = _load_name(name)
+    _refuse_another(name, module)
+    return module
+
+
 def _load_name(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ModuleNotLoadable(
-            f"{name!r} is no module name: expected dotted names as in 'shop.agents', or a file as in 'agents.py'"
+            f"{name!r} is no module name: expected dotted names as in 'shop.agents', or a file as in 'my_agents.py'"
         )
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name is not None and (name == error.name or name.startswith(f"{error.name}."))
         if missing and _origin(error) is None:
@@ -83,6 +106,7 @@ def _load_name(name: str) -> ModuleType:
         raise ModuleNotLoadable(_failed_message(name, error)) from error
     except (Exception, SystemExit) as error:  # a module's top level may raise anything; each is reported the same way
         raise ModuleNotLoadable(_failed_message(name, error)) from error
+    return module
 
 
 def _not_found_message(name: str, missing: str) -> str:
@@ -110,7 +134,30 @@ def _failed_message(name: str, error: BaseException) -> str:
     remedy = "correct it and start again"
     if isinstance(error, ModuleNotFoundError) and error.name:
         remedy = f"install {error.name!r} in this environment ({sys.prefix}) or add its folder to PYTHONPATH"
+    shadow = _shadow_behind(name, error)
+    if shadow is not None:
+        remedy = str(shadow)
     return f"module {name!r} was found but failed while it was imported: {last_line}{where}; {remedy}"
+
+
+def _shadow_behind(name: str, error: BaseException) -> Shadow | None:
+    """A file of the project that was imported where an installed package was meant, if that may be why it failed."""
+    if not isinstance(error, ImportError | AttributeError):
+        return None
+    meant = [error.name] if isinstance(error, ImportError) and error.name else []
+    return next((shadow for each in (*meant, name) if (shadow := shadow_of(each)) is not None), None)
+
+
+def _refuse_another(name: str, module: ModuleType) -> None:
+    """Raise ``ModuleNotLoadable`` where the current folder has a module of that name and an installed one came."""
+    top = name.partition(".")[0]
+    own = next((path for path in (Path.cwd() / top / "__init__.py", Path.cwd() / f"{top}.py") if path.is_file()), None)
+    found = getattr(sys.modules.get(top, module), "__file__", None)
+    if own is not None and (found is None or (is_installed(found) and Path(found).resolve() != own.resolve())):
+        raise ModuleNotLoadable(
+            f"module {name!r} is not the one in this folder: {own} has the name of "
+            f"{found or 'a module that is built into Python'}, which was imported; rename it"
+        )
 
 
 def _origin(error: BaseException) -> str | None:

@@ -259,7 +259,7 @@ class Settings(StoreSettings):
     @classmethod
     def _absolute_path(cls, path: Path) -> Path:
         """Absolute at once, so that a child process in another folder means the same place."""
-        return path.expanduser().absolute()
+        return _expanded(path)
 
     @field_validator("namespace")
     @classmethod
@@ -422,4 +422,11 @@ def _sqlite_file(path: str) -> Path:
     """The absolute file behind what follows ``sqlite://``; a database in memory cannot be shared by processes."""
     if not path.startswith("/") or path in ("/", "/:memory:"):
         raise ValueError("the URL of a file, as sqlite:///paidonce.db (relative) or sqlite:////var/lib/paidonce.db")
-    return Path(path[1:]).expanduser().absolute()
+    return _expanded(Path(path[1:]))
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:  # no HOME, and a user whom nobody has listed
+        raise ValueError("a path without `~`, as the home of this user is not known") from None

@@ -15,7 +15,7 @@ from paidonce_models.errors import InvalidInput, NotSerialisable
 from paidonce_models.ids import new_run_id
 from paidonce_models.json_values import shown
 from paidonce_models.payloads import split
-from paidonce_models.queues import DEFAULT_QUEUE, full_queue_name
+from paidonce_models.queues import DEFAULT_QUEUE, full_queue_name, is_reserved
 from paidonce_models.store.submission import NewRun
 
 A_NAME = f"a name of 1 to {MAX_NAME_BYTES} characters, no more than {MAX_NAME_BYTES} bytes in UTF-8"
@@ -49,6 +49,11 @@ def new_run(
         queue = declaration.queue if declaration is not None else DEFAULT_QUEUE
     if not is_name(queue):
         raise InvalidInput(f"queue of agent {agent!r} must be {A_NAME}, found {found_instead(queue)}")
+    if is_reserved(queue):
+        raise InvalidInput(
+            f"queue {queue!r} of agent {agent!r} is the name of what Paidonce keeps of submissions on Redis; choose "
+            "another"
+        )
     run_id = new_run_id()
     return NewRun(
         run_id=run_id,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Amount = Decimal | str | int | float
 
+MOST_AWAITED: Final = 10_000
+"""Of more calls whose usage is still to come the others are written at once, as unknown."""
 MAX_UNFLUSHED_CALLS: Final = 10_000
 """A heartbeat empties the recorder every few seconds, so this is thousands of paid calls a second."""
 
@@ -63,6 +65,9 @@ class CallRecorder:
         self._now_us = now_us
         self._max_calls = max_calls
         self._calls: list[CallRecord | CapturedCall] = []
+        self._awaited: dict[str, CapturedCall] = {}
+        """Calls whose usage is still to come, by the id of their work. They are written when it has come, or with the
+        attempt's end, then as unknown: a row that is written is never changed."""
         self._seen = SeenCalls()
         self._when_late: Callable[[], object] | None = None
         self._lock = threading.Lock()
@@ -99,10 +104,32 @@ class CallRecorder:
         with self._lock:
             explicit = self._seen.take_explicit(captured.ids)
             if explicit is None:
-                self._keep(captured)
+                if captured.awaited_id is not None and self._when_late is None and len(self._awaited) < MOST_AWAITED:
+                    self._awaited[captured.awaited_id] = captured
+                else:
+                    self._keep(captured)
             else:
                 captured.settle(*explicit)
             self._seen.add_captured(captured)
+        self._tell_if_late()
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether any call waits for its usage."""
+        return bool(self._awaited)
+
+    def awaits(self, awaited_id: str) -> bool:
+        """Whether the call that began this work waits for its usage."""
+        return awaited_id in self._awaited
+
+    def complete_awaited(self, awaited_id: str, answer: Mapping[str, object]) -> None:
+        """The work is done, and this is what it used; does nothing the second time."""
+        with self._lock:
+            captured = self._awaited.pop(awaited_id, None)
+            if captured is None:
+                return
+            captured.complete(answer, self._now_us() - captured.call.started_at_us)
+            self._calls.append(captured)
         self._tell_if_late()
 
     def captured_already(self, ids: tuple[str, ...], statement: Statement) -> CallRecord | None:
@@ -116,10 +143,13 @@ class CallRecorder:
             captured = self._seen.captured(ids)
             if captured is None:
                 return None
-            unwritten = captured in self._calls
+            is_awaited = captured.awaited_id is not None and self._awaited.get(captured.awaited_id) is captured
+            unwritten = is_awaited or captured in self._calls
             says_more = statement.usage.is_known and not captured.has_usage
             if unwritten:
                 captured.restate(statement)
+            if is_awaited and captured.has_usage and captured.awaited_id is not None:
+                self._calls.append(self._awaited.pop(captured.awaited_id))
         record = captured.record(self.priced)
         if unwritten or (not says_more and statement.cost_nanousd is None):
             return record
@@ -151,11 +181,15 @@ class CallRecorder:
         """
         with self._no_flush:
             self._no_flush.wait_for(lambda: self._flushes == 0)
-            calls, self._calls = self._calls, []
+            calls, self._calls = [*self._calls, *self._awaited.values()], []
+            self._awaited = {}
         return self._recorded(calls)
 
     def begin_flush(self) -> list[CallRecord]:
-        """Take every call recorded so far to write it while the attempt goes on; ``end_flush`` must follow."""
+        """Take every call recorded so far to write it while the attempt goes on; ``end_flush`` must follow.
+
+        But for those whose usage is still to come.
+        """
         with self._lock:
             calls, self._calls = self._calls, []
             self._flushes += bool(calls)
@@ -184,6 +218,8 @@ class CallRecorder:
         """The attempt is over and drains no more; ``when_late`` is called for what is here now and what still comes."""
         with self._lock:
             self._when_late = when_late
+            self._calls += self._awaited.values()
+            self._awaited = {}
         self._tell_if_late()
 
     def _recorded(self, calls: Sequence[CallRecord | CapturedCall]) -> list[CallRecord]:

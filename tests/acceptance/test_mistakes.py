@@ -67,9 +67,11 @@ def test_an_agent_that_computes_too_long_is_blocked_with_its_line(make_site: Cal
     ],
     ids=["result", "return", "argument"],
 )
-def test_what_cannot_be_encoded_fails_the_run_naming_the_value(shared: Site, agent: Any, said: str) -> None:
-    with pytest.raises(RunFailed, match="Opaque") as failed:
-        shared.client.submit(agent).result(RUN_SECONDS)
+def test_what_cannot_be_encoded_blocks_the_run_naming_the_value(shared: Site, agent: Any, said: str) -> None:
+    run = shared.client.submit(agent)
+    with pytest.raises(RunBlocked, match="Opaque") as failed:
+        run.result(RUN_SECONDS)
+    run.cancel()
     assert said in str(failed.value)
     assert "dataclass" in str(failed.value) or "pydantic" in str(failed.value)
 

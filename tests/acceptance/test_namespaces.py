@@ -36,6 +36,8 @@ async def report(count: int) -> list[str]:
     return [await write(number) for number in range(count)] + signatures
 """
 RUNS, COUNT = 8, 3
+ENOUGH_EVENTS = 4
+"""Each worker sends a heartbeat every two seconds, so by then both would have been seen."""
 NAMES = {
     "sqlite-embedded": ("default", "shop"),
     "postgresql-rabbitmq": ("a", "a.b"),
@@ -150,7 +152,7 @@ def test_messages_of_the_other_team_are_dropped_and_its_own_workers_go_on(
     assert unread.result(RUN_SECONDS) == [theirs.namespace] * 2
 
 
-def test_broadcasts_reach_the_own_team_alone(teams: tuple[Team, Team]) -> None:
+def test_broadcasts_and_events_stay_within_the_team(teams: tuple[Team, Team]) -> None:
     ours, theirs = teams
     mine, other = ours.worker(), theirs.worker()
     with closing(app_of(ours)) as app:
@@ -158,6 +160,7 @@ def test_broadcasts_reach_the_own_team_alone(teams: tuple[Team, Team]) -> None:
             lambda: [next(iter(answer)) for answer in app.control.ping(timeout=2)] or None, "it answers", RUN_SECONDS
         )
         assert len(app.control.ping(timeout=2)) == 1
+        assert senders_of_events(app, theirs) == {f"paidonce-{mine.process.pid}"}
         app.control.rate_limit("team.write", "1/h")
         app.control.shutdown()
     assert mine.process.wait(RUN_SECONDS) == 0
@@ -222,6 +225,24 @@ def put(producer: Celery, queue: str, task: str, **arguments: object) -> None:
         sender.publish(made.body, exchange="", routing_key=queue, serializer="json", headers=made.headers)
 
 
+def senders_of_events(app: Celery, theirs: Team) -> set[str]:
+    """Whose events Flower would see, with this app, while both teams' workers send theirs."""
+    seen: list[str] = []
+    with closing(app_of(theirs)) as other:
+        other.control.enable_events()
+    app.control.enable_events()
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection)
+
+        def note(event: dict[str, str]) -> None:
+            seen.append(event["hostname"])
+            receiver.should_stop = len(seen) >= ENOUGH_EVENTS
+
+        receiver.handlers = {"*": note}
+        receiver.capture(limit=None, timeout=RUN_SECONDS)
+    return {name.split("@")[0] for name in seen}
+
+
 def app_of(team: Team) -> Celery:
     """The app with which a team's operators control its workers."""
     return build_celery_app(team.client.settings)
@@ -242,7 +263,7 @@ def found(team: Team, name: str) -> RunHandle:
 
 
 def test_submissions_that_nobody_takes_any_more_are_told_of(make_site: Callable[..., Site]) -> None:
-    """Up to 0.1 the workers of each namespace took them from one queue."""
+    """Before queues had a namespace in their names, the workers of all of them took submissions from one."""
     site = make_site(namespace="shop")
     with closing(Celery("stock", broker=site.broker_url, set_as_current=False)) as producer:
         producer.send_task("paidonce.submit", kwargs={"agent": "report"}, queue="paidonce.submit")

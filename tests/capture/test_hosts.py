@@ -37,13 +37,20 @@ KNOWN = [
     ("https://api.deepseek.com/chat/completions", "deepseek", CallKind.LLM, None),
     ("https://api.together.xyz/v1/chat/completions", "together", CallKind.LLM, None),
     ("https://api.fireworks.ai/inference/v1/chat/completions", "fireworks", CallKind.LLM, None),
+    ("https://api.openai.com/v1/batches", "openai", CallKind.LLM, None),
+    ("https://api.openai.com/v1/videos", "openai", CallKind.LLM, None),
+    ("https://api.anthropic.com/v1/messages/batches", "anthropic", CallKind.LLM, None),
+    (
+        "https://generativelanguage.googleapis.com/v1beta/models/veo-3:predictLongRunning",
+        *("google", CallKind.LLM, "veo-3"),
+    ),
+    ("https://generativelanguage.googleapis.com/v1beta/interactions", "google", CallKind.LLM, None),
     ("https://api.x.ai/v1/chat/completions", "x-ai", CallKind.LLM, None),
 ]
 UNPAID = [
     "https://api.openai.com/v1/models",
     "https://api.openai.com/v1/responses/resp_1/cancel",
     "https://api.anthropic.com/v1/messages/count_tokens",
-    "https://api.anthropic.com/v1/messages/batches",
     "https://generativelanguage.googleapis.com/v1beta/models/g:countTokens",
     "https://example.com/v1/chat/completions",
     "https://api.openai.com.example.com/v1/chat/completions",

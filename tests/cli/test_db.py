@@ -63,3 +63,12 @@ def test_a_configured_broker_is_asked_and_never_stopped(project: Project, redis_
     status = project.paidonce("broker", "status", "--json", BROKER_URL=redis_url).document
     assert status == {"embedded": False, "running": True, "url": redis_url}
     assert project.paidonce("broker", "stop", BROKER_URL=redis_url).code == 2
+
+
+def test_the_broker_of_a_namespace_says_where_its_submissions_go(project: Project, redis_url: str) -> None:
+    settings = {"BROKER_URL": redis_url, "NAMESPACE": "shop"}
+    status = project.paidonce("broker", "status", "--json", **settings).document
+    assert (status["namespace"], status["submit_queue"]) == ("shop", "paidonce@shop:submit")
+    assert "namespace shop go to the queue paidonce@shop:submit" in project.paidonce("broker", "status", **settings).out
+    refused = project.paidonce("broker", "status", "--json", BROKER_URL=redis_url, NAMESPACE="a b")
+    assert refused.code == 2 and "PAIDONCE_NAMESPACE" in refused.error["message"]

@@ -124,7 +124,7 @@ def test_autoscale_grows_with_the_load_and_remote_control_changes_it(project: Pr
         submit_and_wait_more(project)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
-    assert "Traceback" not in project.log()
+    assert "cannot be used" not in project.log()
 
 
 def submit_and_wait_more(project: Project) -> None:
@@ -174,6 +174,7 @@ def test_sighup_drains_and_begins_anew_in_the_same_process(project: Project, arg
 def test_children_that_are_replaced_all_the_time_lose_and_repeat_nothing(
     project: Project, postgres_database: str
 ) -> None:
+    assert project.paidonce("db", "upgrade", DATABASE_URL=postgres_database).code == 0
     arguments = ("--pool", "prefork", "-c", "2", "--max-tasks-per-child", "3")
     with celery_worker(project, *arguments, PAIDONCE_DATABASE_URL=postgres_database) as worker:
         submit_and_wait(project, 4, 4, database_url=postgres_database)
@@ -227,3 +228,44 @@ def test_celerys_variables_of_another_app_have_no_say(project: Project) -> None:
         submit_and_wait(project, 2, 3)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
+
+
+FAULT = """
+from paidonce_workers import pool
+
+apply, begun = pool.TaskPool.on_apply, set()
+
+
+def faulty(self, target, args, *rest, **options):
+    task_id = args[1]
+    if task_id not in begun:
+        begun.add(task_id)
+        raise AttributeError("a neighbour's patch")
+    return apply(self, target, args, *rest, **options)
+
+
+pool.TaskPool.on_apply = faulty
+"""
+
+
+def test_a_good_message_whose_task_cannot_begin_is_tried_again_and_not_dropped(project: Project) -> None:
+    (project.folder / "neighbour.py").write_text(FAULT)
+    with celery_worker(project, PAIDONCE_AGENTS="agents,neighbour") as worker:
+        app = build_celery_app(Settings(home=project.home))
+        sent = app.send_task(
+            "paidonce.submit", kwargs={"agent": "adder", "input": {"count": 2}}, queue="paidonce.submit"
+        )
+        client = project.client()
+
+        def ended() -> bool:
+            runs = client.runs()
+            return bool(runs) and all(run.state.is_terminal for run in runs)
+
+        wait_until(ended, f"submission {sent.id} is stored and has ended", 55)
+        assert [run.state for run in client.runs()] == ["succeeded"], project.log()
+        client.database.close()
+        app.close()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    assert "could not be begun, which is no fault of its message" in project.log()
+    assert "cannot be used and was dropped" not in project.log()

@@ -22,12 +22,12 @@ from tests.services.waiting import wait_until
 def agents() -> Any:
     """The example as a module; its functions are local to this test."""
     module = types.ModuleType("readme_agents")
-    exec(compile(example("agents.py"), "agents.py", "exec"), module.__dict__)
+    exec(compile(example("my_agents.py"), "my_agents.py", "exec"), module.__dict__)
     return module
 
 
 def test_the_agent_has_twelve_lines_that_fit_the_page() -> None:
-    lines = [line for line in example("agents.py").splitlines() if line.strip()]
+    lines = [line for line in example("my_agents.py").splitlines() if line.strip()]
     assert len(lines) == 12
     assert max(map(len, lines)) <= 123
 
@@ -62,12 +62,12 @@ def model_url() -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_agent_runs_from_the_command_line_as_shown(model_url: str, tmp_path: Path) -> None:
-    (tmp_path / "agents.py").write_text(example("agents.py"))
+    (tmp_path / "my_agents.py").write_text(example("my_agents.py"))
     environment = {**os.environ, "OPENAI_BASE_URL": model_url, "OPENAI_API_KEY": "stand-in", "PYTHONWARNINGS": "ignore"}
     program = str(Path(sys.executable).with_name("paidonce"))
     try:
         done = subprocess.run(
-            [program, "run", "agents.py:debate", "--input", '{"topic": "tabs"}', "--json"],
+            [program, "run", "my_agents.py:debate", "--input", '{"topic": "tabs"}', "--json"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -147,4 +147,5 @@ def test_what_the_sums_take_for_final_is_final() -> None:
     """Rolling up leaves out ``lost`` and takes a run's end for its end: a new move here needs a new look there."""
     assert all(RUN_MOVES[state] == frozenset() for state in RUN_TERMINAL)
     movable = {outcome for outcome, moves in ATTEMPT_MOVES.items() if outcome is not None and moves}
-    assert movable == {AttemptOutcome.LOST, AttemptOutcome.TIMED_OUT}
+    # ``blocked`` becomes ``accepted`` with an event of its run, which an ended run does not take.
+    assert movable == {AttemptOutcome.LOST, AttemptOutcome.TIMED_OUT, AttemptOutcome.BLOCKED}

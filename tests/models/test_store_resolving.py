@@ -67,7 +67,7 @@ def test_it_is_tried_once_more_and_the_old_attempt_is_fenced(store: Store) -> No
 
 def test_only_what_is_unknown_is_for_a_person_to_say(store: Store) -> None:
     run_id = store.running()
-    with pytest.raises(InvalidInput, match="is scheduled, not unknown"):
+    with pytest.raises(InvalidInput, match="is scheduled, neither unknown"):
         store.transact(resolve_by_retry, namespace=NAMESPACE, run_id=run_id, position=1)
     with pytest.raises(NotFound, match="has no step 7"):
         store.transact(resolve_as_failed, namespace=NAMESPACE, run_id=run_id, position=7, message="no")
@@ -77,5 +77,5 @@ def test_only_what_is_unknown_is_for_a_person_to_say(store: Store) -> None:
 def test_an_ended_run_is_not_told_anything(store: Store) -> None:
     run_id = unknown(store)
     store.advance(run_id, end=succeeded())
-    with pytest.raises(InvalidInput, match="is cancelled, not unknown"):
+    with pytest.raises(InvalidInput, match="is cancelled, neither unknown"):
         store.transact(resolve_by_retry, namespace=NAMESPACE, run_id=run_id, position=1)

@@ -33,6 +33,7 @@ async def coroutine() -> None: ...
         (lambda: step(max_lost=2**31)(body), "at most 1,000"),
         (lambda: step(name="x" * 201)(body), "1 to 200 bytes .* of 201 bytes"),
         (lambda: step(queue="q" * 151)(body), "queue= must be 1 to 150 bytes .* of 151 bytes"),
+        (lambda: step(queue="paidonce.unacked")(body), "queue='paidonce.unacked' is the name of what Paidonce keeps"),
         (lambda: step(provider="p" * 151)(body), "150 bytes at most"),
         (lambda: step(timeout=1e300)(body), "at most ten years"),
         (lambda: step(timeout=timedelta.max)(body), "at most ten years"),
@@ -44,7 +45,19 @@ async def coroutine() -> None: ...
         (lambda: agent(name="bounded-queue", queue="q" * 1_000_000)(coroutine), "of 1000000 bytes"),
     ],
     ids=[
-        *("lost", "lost in 32 bits", "name", "queue", "provider", "timeout", "longest", "attempts", "cap", "nan"),
+        *(
+            "lost",
+            "lost in 32 bits",
+            "name",
+            "queue",
+            "kept queue",
+            "provider",
+            "timeout",
+            "longest",
+            "attempts",
+            "cap",
+            "nan",
+        ),
         *("agent", "version", "agent's queue"),
     ],
 )

@@ -120,3 +120,50 @@ def test_a_file_that_cannot_be_a_module_is_refused(project: Path) -> None:
     (project / "my-agents.py").write_text("")
     assert "rename it" in message_of("my-agents.py")
     assert "there is no file" in message_of("absent.py")
+
+
+def test_a_module_with_the_name_of_an_installed_package_is_reported_with_both_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    installed = project.parent / "lib" / "site-packages"
+    (installed / "agents_sdk").mkdir(parents=True)
+    (installed / "agents_sdk" / "__init__.py").write_text("class Agent: ...\n")
+    monkeypatch.syspath_prepend(str(installed))
+    (project / "agents_sdk.py").write_text("")
+    load_modules(["agents_sdk.py"])
+    (line,) = [record.getMessage() for record in caplog.records if "agents_sdk" in record.getMessage()]
+    assert str(project / "agents_sdk.py") in line and str(installed / "agents_sdk" / "__init__.py") in line
+    assert "rename it" in line
+    del sys.modules["agents_sdk"]
+    (project / "agents_sdk.py").write_text("from agents_sdk import Agent\n")
+    message = message_of("agents_sdk")
+    assert str(installed) in message and str(project / "agents_sdk.py") in message
+
+
+def test_a_module_that_python_has_imported_already_is_no_module_of_the_project(project: Path) -> None:
+    (project / "types.py").write_text("")
+    (project / "redis.py").write_text("")
+    for name in ("types", "redis"):
+        message = message_of(name)
+        assert str(project / f"{name}.py") in message and "rename it" in message
+    assert "types.py" in message_of("types.py")
+
+
+def test_a_file_beside_the_agents_that_the_worker_would_import_is_reported(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / "celery.py").write_text("")
+    (project / "mine.py").write_text("")
+    (project / "random_name_of_nothing.py").write_text("")
+    load_modules(["mine"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(project / "celery.py") in line and "site-packages" in line
+
+
+def test_an_import_that_fails_for_a_shadow_says_so(project: Path) -> None:
+    (project / "tabnanny.py").write_text("")
+    (project / "uses_it.py").write_text("from tabnanny import check\n")
+    message = message_of("uses_it")
+    assert "cannot import name 'check'" in message and str(project / "tabnanny.py") in message
+    assert "rename it" in message
+    sys.modules.pop("tabnanny", None)

@@ -71,6 +71,10 @@ class Note(TypedDict, total=False):
 UserId = NewType("UserId", str)
 
 
+def typed(value: object) -> str:
+    return f"{type(value)} {value!r}"
+
+
 def round_trip(annotation: object, value: object) -> object:
     codec = codec_for(annotation)
     data = codec.encode(value, "value")
@@ -165,11 +169,12 @@ def test_an_integer_assigned_to_a_float_field_is_encoded_as_it_will_come_back() 
     assert codec.encode(codec.decode(data), "value") == data
 
 
-def test_a_subclass_under_its_base_annotation_is_refused_not_cut() -> None:
-    with pytest.raises(NotSerialisable, match=r"result is annotated Plan.*DetailedPlan"):
-        codec_for(Plan).encode(DetailedPlan(title="a"), "result")
-    with pytest.raises(NotSerialisable, match=r"result\[1\] is a .*DetailedPlan"):
-        codec_for(list[Plan]).encode([Plan(title="a"), DetailedPlan(title="b")], "result")
+def test_a_subclass_under_its_base_annotation_comes_back_as_it_was() -> None:
+    for annotation, value in (
+        (Plan, DetailedPlan(title="a")),
+        (list[Plan], [Plan(title="a"), DetailedPlan(title="b")]),
+    ):
+        assert typed(round_trip(annotation, value)) == typed(value)
 
 
 def test_an_excluded_field_that_would_be_lost_is_refused() -> None:
@@ -178,9 +183,9 @@ def test_an_excluded_field_that_would_be_lost_is_refused() -> None:
         codec_for(Excluding).encode(Excluding(secret="s"), "result")
 
 
-def test_a_value_hidden_behind_any_that_changes_type_is_refused() -> None:
-    with pytest.raises(NotSerialisable, match=r"\['anything'\] is a datetime"):
-        codec_for(Open).encode(Open(anything=datetime(2026, 1, 1)), "result")
+def test_a_value_hidden_behind_any_comes_back_as_it_was() -> None:
+    value = Open(anything=datetime(2026, 1, 1))
+    assert typed(round_trip(Open, value)) == typed(value)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +218,12 @@ def test_a_mismatch_deep_inside_is_named_by_its_path() -> None:
         codec_for(dict[str, list[int]]).encode({"a": [1, "b"]}, "result")
 
 
-def test_numbers_that_json_does_not_have_are_refused_in_typed_slots() -> None:
+def test_numbers_that_json_does_not_have_come_back_in_typed_slots() -> None:
+    assert repr(round_trip(tuple[float, ...], (float("nan"),))) == "(nan,)"
+    plan = Plan(title="a", scores=[float("inf")])
+    assert round_trip(Plan, plan) == plan
     with pytest.raises(NotSerialisable):
-        codec_for(tuple[float, ...]).encode((float("nan"),), "result")
-    with pytest.raises(NotSerialisable):
-        codec_for(Plan).encode(Plan(title="a", scores=[float("inf")]), "result")
+        codec_for(list[float]).encode([float("nan")], "argument")
 
 
 def test_types_without_a_form_are_refused_at_the_declaration() -> None:
@@ -253,8 +259,8 @@ def test_whatever_a_validator_of_the_users_raises_the_value_does_not_fit() -> No
         codec.decode(b'{"mood":"bad"}', "result")
     with pytest.raises(InvalidInput, match=f"mood must be Moody: {raised}"):
         codec.accept({"mood": "bad"}, "mood")
-    with pytest.raises(NotSerialisable, match=f"cannot be read back: {raised}"):
-        codec.encode(Moody.model_construct(mood="bad"), "result")
+    built = Moody.model_construct(mood="bad")
+    assert codec.decode(codec.encode(built, "result")) == built, "what is there is kept, whatever its type thinks of it"
 
 
 @given(

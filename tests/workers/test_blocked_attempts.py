@@ -230,3 +230,83 @@ def test_arguments_that_no_longer_fit_block_the_run_and_fitting_code_executes_th
     look(stand, before)
     stand.serve(stand.worker(asks_with, before, name="worker-2"))
     assert (stand.run(run_id).state, stand.run(run_id).result) == (RunState.SUCCEEDED, b'"a"')
+
+
+def test_what_an_agent_cannot_return_or_pass_on_blocks_its_run_until_the_code_fits(stand: Stand) -> None:
+    paid = declared("x", str)
+
+    @step(name="blocked.takes_text")
+    def takes_text(text: str) -> str:
+        return text
+
+    def deployed(version: str) -> AgentDeclaration[..., Any]:
+        async def ends() -> Any:
+            first: Any = await paid()
+            if version == "returns":
+                return Handle()
+            if version == "passes":
+                return await takes_text({first})
+            return await takes_text(first)
+
+        ends.__qualname__ = "ends"
+        return agent(name="ends")(ends)
+
+    run_id = stand.submit(deployed("returns"))
+    for version in ("returns", "passes"):
+        stand.serve(stand.worker(deployed(version), paid, takes_text))
+        run = stand.run(run_id)
+        assert (run.state, run.state_reason) == (RunState.BLOCKED, "code_does_not_fit"), run.error
+        stand.publisher.publish(stand.register(deployed("fits"), paid, takes_text))
+    stand.serve(stand.worker(deployed("fits"), paid, takes_text, name="worker-2"))
+    assert (stand.run(run_id).state, stand.run(run_id).result, ran) == (RunState.SUCCEEDED, b'"x"', [1])
+
+
+def test_an_annotation_that_does_not_resolve_blocks_a_run_that_has_paid(stand: Stand) -> None:
+    paid = declared("x", str)
+
+    def resolving(annotation: str) -> StepDeclaration[..., Any]:
+        def second(text: Any) -> str:
+            return str(text)
+
+        second.__annotations__["text"] = annotation
+        return step(name="blocked.second")(second)
+
+    def deployed(second: StepDeclaration[..., Any]) -> AgentDeclaration[..., Any]:
+        async def two() -> str:
+            return await second(await paid())
+
+        return agent(name="two")(two)
+
+    broken, mended = resolving("NotThere"), resolving("str")
+    run_id = stand.submit(deployed(broken))
+    stand.serve(stand.worker(deployed(broken), paid, broken))
+    run = stand.run(run_id)
+    assert (run.state, run.state_reason) == (RunState.BLOCKED, "code_does_not_fit")
+    assert "NotThere" in str(run.error) and "TYPE_CHECKING" in str(run.error)
+    stand.publisher.publish(stand.register(deployed(mended), paid, mended))
+    stand.serve(stand.worker(deployed(mended), paid, mended, name="worker-2"))
+    assert (stand.run(run_id).state, ran) == (RunState.SUCCEEDED, [1])
+
+
+def test_work_that_nobody_has_done_is_never_a_result(stand: Stand) -> None:
+    async def work() -> str:
+        ran.append(1)
+        return "done"
+
+    def hands_on() -> Any:
+        makers = [work]  # nothing that shows
+        return makers[0]()
+
+    lazy = step(name="blocked.ask")(hands_on)
+    asks = asking(lazy)
+    run_id = stand.submit(asks)
+    stand.serve(stand.worker(asks, lazy))
+    run = stand.run(run_id)
+    assert (run.state, run.state_reason, ran) == (RunState.BLOCKED, "step_does_not_fit", [])
+    assert "not async-aware" in str(run.error) and "hands_on" in str(run.error)
+    look(stand, lazy)
+    assert stand.run(run_id).state is RunState.BLOCKED
+    mended = step(name="blocked.ask")(work)
+    look(stand, mended)
+    stand.serve(stand.worker(asking(mended), mended, name="worker-2"))
+    assert (stand.run(run_id).state, ran) == (RunState.SUCCEEDED, [1])

@@ -20,6 +20,7 @@ from paidonce import Retry, agent, record_usage, step
 from paidonce_models.pricing import PriceBook, PriceRow
 from paidonce_models.store.claims import Claim, claim_step
 from paidonce_models.store.leases import LeaseKey
+from paidonce_models.store.queries import read_step_payloads
 from paidonce_models.store.sweeping import take_back
 from paidonce_workers.interrupt import Reason
 from paidonce_workers.isolation.child import TELL_SECONDS
@@ -88,6 +89,12 @@ def hangs() -> None:
     threading.Event().wait()
 
 
+@step(name="isolated.gives_a_handle", retry=3)
+def gives_a_handle() -> Any:
+    record_usage(cost_usd="0.003")
+    return {"answer": "paid for", "handle": object()}
+
+
 @agent(name="isolates")
 async def isolates(name: str) -> Any:
     calls = {
@@ -100,11 +107,15 @@ async def isolates(name: str) -> Any:
         "spends_and_dies": spends_and_dies,
         "leaves_a_thread": leaves_a_thread,
         "hangs": hangs,
+        "gives_a_handle": gives_a_handle,
     }
     return await calls[name]()
 
 
-DECLARATIONS = (isolates, process, async_process, fails, wavers, asks, dies, spends_and_dies, leaves_a_thread, hangs)
+DECLARATIONS = (
+    *(isolates, process, async_process, fails, wavers, asks, dies, spends_and_dies, leaves_a_thread, hangs),
+    gives_a_handle,
+)
 
 
 @pytest.fixture
@@ -150,6 +161,16 @@ def test_the_body_runs_in_another_process_and_its_result_comes_back(stand: Stand
     if name == "process":
         assert stand.attempts(run_id)[2].cost_nanousd == 1_000_000
         assert run.result.startswith('["é",'.encode())
+
+
+def test_a_result_that_does_not_fit_is_kept_by_the_child_too(stand: Stand) -> None:
+    run_id = lost_twice(stand, "gives_a_handle")
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    attempt = stand.attempts(run_id)[2]
+    assert (attempt.outcome, attempt.cost_nanousd) == ("blocked", 3_000_000)
+    assert (stand.run(run_id).state, stand.run(run_id).state_reason) == ("blocked", "result_not_storable")
+    with stand.database.read() as connection:
+        assert b'"answer":"paid for"' in (read_step_payloads(connection, run_id, 1)[1] or b"")
 
 
 def test_what_the_body_raises_comes_back_with_its_traceback_and_spend(stand: Stand) -> None:

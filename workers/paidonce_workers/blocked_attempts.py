@@ -7,6 +7,7 @@ carries is plain data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paidonce.lazy_results import drop, is_lazy, lazy_message
@@ -78,6 +79,16 @@ def step_does_not_fit(declaration: AnyStep, claim: Claim, why: InvalidInput, *, 
     return AttemptBlocked(
         BlockedAttempt(reason=error.code, error=error_of(error), shape=shape, code=code_hash(declaration.fn))
     )
+
+
+def not_held(claim: Claim, modules: Sequence[str]) -> AttemptBlocked:
+    """A child process that has loaded the modules anew does not find the step in them."""
+    error = StepDoesNotFit(
+        f"step {claim.position} of run {claim.run_id}: the modules {', '.join(modules)} hold no step {claim.name} any "
+        "more. Nothing was paid for it; it goes on with a worker that holds it",
+        step=claim.position,
+    )
+    return AttemptBlocked(BlockedAttempt(reason=error.code, error=error_of(error)))
 
 
 def refuse_coroutine(declaration: AnyStep, claim: Claim, value: object) -> None:

@@ -20,9 +20,11 @@ import weakref
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from functools import partial
 
+from paidonce.policies import leaves_of
 from paidonce_models.errors import PaidonceError, StepInterrupt, StepTimedOut
 from paidonce_workers.deadlines import Deadlines
 from paidonce_workers.event_loop_thread import CoroutineCancelled, CoroutineHandle, EventLoopThread
+from paidonce_workers.forked_bodies import call_in_this_process
 from paidonce_workers.interrupt import (
     Reason,
     ThreadScope,
@@ -218,7 +220,7 @@ class BodyRunner:
             if is_async
             else _DefBody(label, self._watch_for_stuck)
         )
-        call = partial(contextvars.copy_context().run, fn, *args, **(kwargs or {}))
+        call = partial(call_in_this_process, partial(contextvars.copy_context().run, fn, *args, **(kwargs or {})))
         with shielded():
             task = current_task_scope.get()
             with self._lock:
@@ -273,7 +275,9 @@ class BodyRunner:
                 raise BodyCancelled(body.label, body.reason, abandoned=abandoned) from error
             if isinstance(error, (CoroutineCancelled, asyncio.CancelledError)):
                 raise BodyExited(f"{body.label} cancelled itself; raise an ordinary exception instead") from error
-            if isinstance(error, (StepInterrupt, SystemExit, KeyboardInterrupt, GeneratorExit)):
+            if (not isinstance(error, Exception) and not _is_group_of_failures(error)) or isinstance(
+                error, StepInterrupt
+            ):
                 raise BodyExited(
                     f"{body.label} raised {type(error).__name__}, which would end the worker; "
                     "raise an ordinary exception instead"
@@ -286,6 +290,11 @@ class BodyRunner:
                 body.give_up()
 
         self.deadlines.add(self._cancel_grace_seconds, give_up_unless_ended)
+
+
+def _is_group_of_failures(error: BaseException) -> bool:
+    """Whether this is a group that is no ``Exception`` only for the cancellations that its errors led to."""
+    return isinstance(error, BaseExceptionGroup) and all(isinstance(leaf, Exception) for leaf in leaves_of(error))
 
 
 def _begin_empty_if_alive(reference: weakref.ref[BodyRunner]) -> None:

@@ -171,7 +171,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
 
     # What `celery control add_consumer` and `cancel_consumer` call.
 
-    def add_task_queue(self, queue: str, **_: Any) -> None:
+    def add_task_queue(self, queue: str, *_: Any, **__: Any) -> None:
         """Consume the queue ``paidonce.x`` under either name, declared as whoever publishes to it declares it."""
         full = full_queue_name(queue)
         queues = self.app.amqp.queues

@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar
 from paidonce_models.errors import PaidonceError
 from paidonce_models.log_texts import failure_of
 from paidonce_workers.blocked_loop import Blockage, BlockedLoopWatchdog
+from paidonce_workers.forked_bodies import EndOfLoop, end_as_python_does
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,16 @@ class CoroutineHandle(Generic[T]):
             self._task.cancel()
 
     async def _carry(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        began_in = os.getpid()
         try:
-            value = await coroutine
+            try:
+                value = await coroutine
+            except BaseException as error:
+                if os.getpid() != began_in:
+                    end_as_python_does(error)
+                raise
+            if os.getpid() != began_in:
+                end_as_python_does(None)
         except asyncio.CancelledError:
             self._settle(error=CoroutineCancelled(self.label, self.cancel_reason))
         except BaseException as error:  # noqa: BLE001 - handed to the waiting thread; SystemExit would end the loop
@@ -262,6 +271,8 @@ class EventLoopThread:
         # Kept but never touched: closing the parent's loop here would take its
         # file descriptors out of the epoll instance that both processes share.
         self._inherited: _RunningLoop | None = getattr(self, "_running_loop", None)
+        if self._inherited is not None and self._inherited.thread.ident == threading.get_ident():
+            self._inherited.loop._ready = EndOfLoop()
         self._running_loop: _RunningLoop | None = None
 
     def _started(self) -> _RunningLoop:

@@ -425,7 +425,7 @@ class Executor:
             why = f"memory ran out in a process that ran other steps as well ({error})"
             self._lose(claim, why, attempt.take_calls(self._circuits), alone=False)
             return None
-        except Exception as error:  # noqa: BLE001 - whatever user code raises is the step's failure
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - whatever user code raises is the step's failure
             return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
         gate.report(policy.circuit, SUCCESS)
         return Completion(

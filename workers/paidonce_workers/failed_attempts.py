@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from paidonce.policies import Failure, ResolvedPolicy, describe_failure
+from paidonce.policies import Failure, ResolvedPolicy, describe_failure, leaves_of
 from paidonce.user_errors import error_of, traceback_of
 from paidonce_models.errors import CircuitOpen
 from paidonce_models.states import AttemptOutcome
@@ -23,6 +23,9 @@ from paidonce_workers.resilience import (
     outcome_for,
     parking_for,
 )
+
+BY_HAND = datetime.min.replace(tzinfo=UTC)
+"""In the place of a circuit's next try, where only a person closes it: no wait is known."""
 
 
 class FailedAttempts:
@@ -43,10 +46,10 @@ class FailedAttempts:
         failed = as_seen_by_policy.failure if isinstance(as_seen_by_policy, ChildError) else None
         failed = describe_failure(as_seen_by_policy) if failed is None else failed
         attempt.gate.report(policy.circuit, outcome_for(as_seen_by_policy, failed))
-        found_open = circuit_open_in(error)
+        found_open, waits_for = open_circuits_in(error)
         refused = attempt.circuits.refused_by_provider if found_open is not None else None
-        if found_open is not None and refused is None:
-            failed = until_it_may_be_closed(failed, found_open)
+        if waits_for is not None and refused is None:
+            failed = until_it_may_be_closed(failed, waits_for)
         parking: Parking | None = None
         retry_after_us: int | None = None
         counts = True
@@ -106,7 +109,18 @@ def until_it_may_be_closed(failed: Failure, found_open: CircuitOpen) -> Failure:
     return replace(failed, retry_after_seconds=max(wait_seconds, failed.retry_after_seconds or 0.0))
 
 
-def circuit_open_in(error: BaseException) -> CircuitOpen | None:
+def open_circuits_in(error: BaseException) -> tuple[CircuitOpen | None, CircuitOpen | None]:
+    """What ended the attempt, if that was an open circuit and nothing else; and the one that another try waits for.
+
+    A group holds several errors, of which all must be open circuits for the first, and one for the second.
+    """
+    found = [_circuit_open_in(leaf) for leaf in leaves_of(error)]
+    opened = [each for each in found if each is not None]
+    latest = max(opened, key=lambda each: each.retry_at or BY_HAND, default=None)
+    return (latest if len(opened) == len(found) else None), latest
+
+
+def _circuit_open_in(error: BaseException) -> CircuitOpen | None:
     """A circuit that was found open further in, and that a client's own error may wrap."""
     seen: set[int] = set()
     following: BaseException | None = error

@@ -13,6 +13,7 @@ from celery import signals
 
 from paidonce.celery_app import PaidonceCelery, build_celery_app, largest_submission_bytes
 from paidonce.declaration_checks import refuse_unfit
+from paidonce.home import make_home
 from paidonce.module_loading import load_modules
 from paidonce.opening import open_store
 from paidonce.policies import policies_from_settings
@@ -22,7 +23,6 @@ from paidonce.registry import Registry, default_registry
 from paidonce.settings import Settings, load_settings
 from paidonce_models.errors import PaidonceError, StoreDenied, StoreUnreachable
 from paidonce_models.masking import mask
-from paidonce_models.private_files import make_private_folder
 from paidonce_models.safe_logs import keep_reports_quiet, make_safe
 from paidonce_models.schema import ensure_schema
 from paidonce_models.visible_text import visible
@@ -45,7 +45,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
     refuse_unfit(registry)
     book = policies_from_settings(settings)
     refuse_misfits(book, list(registry.steps))
-    make_private_folder(settings.home, is_ours=True)
+    make_home(settings)
     _check_store(settings)
     app = build_celery_app(settings, connections=settings.concurrency + SPARE_CONNECTIONS)
     app.conf.worker_consumer = "paidonce_workers.consumer:Consumer"

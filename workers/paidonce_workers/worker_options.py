@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from billiard import get_context
 from celery.bin.worker import worker as worker_command
 from celery.concurrency import prefork
 from click.core import ParameterSource
 
 from paidonce_models.errors import ConfigurationError
-from paidonce_models.log_texts import loggable
+from paidonce_models.log_texts import cause_of, loggable
 from paidonce_models.masking import mask
 
 PINNED = (
@@ -131,6 +132,20 @@ def refuse_options_of_children(conf: Any, options: Mapping[str, Any], pool: obje
             f"--pool-start-method {loggable(str(method), 40)} does not go with Paidonce: the children of its prefork "
             "pool are forked from the worker that has loaded the agents; leave it away"
         )
+
+
+def refuse_children_without_semaphores(pool: object) -> None:
+    """Raise ``ConfigurationError`` where Celery's pool of processes would fail with an error that names nothing."""
+    if not inspect.isclass(pool) or not issubclass(pool, prefork.TaskPool):
+        return
+    try:
+        get_context("fork").Semaphore(1)
+        get_context("fork").Value("i")  # shared memory, which Celery's pool has for each child
+    except (ImportError, OSError) as error:
+        raise ConfigurationError(
+            f"--pool prefork needs semaphores and shared memory, which this system does not give ({cause_of(error)}): "
+            "mount /dev/shm and a folder that TMPDIR names, or take --pool threads"
+        ) from None
 
 
 def _stands_on_the_command_line(name: str) -> bool:

@@ -289,14 +289,13 @@ class WorkerProcess:
         if waiting:
             log.warning(
                 "%d submission(s) wait in the queue %s, which workers of the namespace %s take, and none of those is "
-                "alive in this store; those for namespace %s are sent to %s. If they are yours, start a worker with "
-                "PAIDONCE_NAMESPACE=%s, or move the messages (docs: beside other software)",
+                "alive in this store; those for namespace %s are sent to %s. If they are yours, move them there and "
+                "have their producers send there",
                 waiting,
                 SUBMIT_QUEUE,
                 DEFAULT_NAMESPACE,
                 namespace,
                 broker_queue_name(namespace, SUBMIT_QUEUE),
-                DEFAULT_NAMESPACE,
                 extra={"event": "submissions_left_behind"},
             )
 

@@ -40,7 +40,11 @@ from paidonce_workers.machinery import ATTRIBUTE, Machinery, machinery_of
 from paidonce_workers.pool import DEFAULT_THREADS, TaskPool
 from paidonce_workers.prefork_draining import drain_children, listen_in_children
 from paidonce_workers.stop_signals import StopSignals
-from paidonce_workers.worker_options import refuse_options, refuse_options_of_children
+from paidonce_workers.worker_options import (
+    refuse_children_without_semaphores,
+    refuse_options,
+    refuse_options_of_children,
+)
 
 CELERYS_DEFAULT_POOL = "prefork"
 CELERYS_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
@@ -135,6 +139,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         try:
             chosen = pool_for(self.app, pool_cls if pool is None else pool)
             refuse_options_of_children(self.app.conf, options, chosen)
+            refuse_children_without_semaphores(chosen)
         except ConfigurationError as error:
             _refused(error)
         is_ours = isinstance(chosen, type) and issubclass(chosen, TaskPool)

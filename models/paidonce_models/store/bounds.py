@@ -11,10 +11,10 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from paidonce_models.errors import TooManyRuns, TooManySteps, TooManyTimers
+from paidonce_models.errors import TooManyRuns, TooManySteps, TooManyTimers, TooMuchData
 from paidonce_models.store.standing import BLOCKED_STEP_REASONS
 
-BOUND_REASONS: Final = (TooManySteps.code, TooManyTimers.code, TooManyRuns.code)
+BOUND_REASONS: Final = (TooManySteps.code, TooManyTimers.code, TooManyRuns.code, TooMuchData.code)
 """The words of ``runs.state_reason`` that say so."""
 _LIMIT_DIGITS: Final = 12
 _REASONS: Final = ", ".join(f"'{reason}'" for reason in BOUND_REASONS)

@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 from paidonce.cli.worker_program import worker_arguments, worker_environment
+from paidonce.home import make_folder
 from paidonce.settings import Settings
-from paidonce_models.errors import PaidonceError
-from paidonce_models.private_files import make_private_folder, private_opener
+from paidonce_models.errors import ConfigurationError, PaidonceError
+from paidonce_models.private_files import private_opener
 
 MAX_STARTS = 5
 _LINES_OF_LOG = 15
@@ -73,7 +75,8 @@ class BackgroundWorker:
 
     def forget_log(self) -> None:
         """Remove the log; for an end that leaves no question open."""
-        self.log.unlink(missing_ok=True)
+        if self.log.is_relative_to(self._settings.home):
+            self.log.unlink(missing_ok=True)
 
     def last_words(self) -> str:
         """The end of its log."""
@@ -82,12 +85,11 @@ class BackgroundWorker:
 
     def _start(self) -> None:
         self._starts += 1
-        make_private_folder(self.log.parent, is_ours=True)
         name = f"paidonce-run-{os.getpid()}-{self._starts}"
         arguments = worker_arguments(
             name=name, log_level="INFO", concurrency=self._settings.concurrency, queues=self._queues
         )
-        with open(self.log, "ab", opener=private_opener) as log:
+        with self._open_log() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "paidonce.cli.attached_worker", *arguments, *_ALONE],
                 env=self._environment,
@@ -96,6 +98,20 @@ class BackgroundWorker:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def _open_log(self) -> BinaryIO:
+        """Where the home cannot be written (a container with a read-only root) the log is in memory, as it is short."""
+        if not self.log.is_relative_to(self._settings.home):
+            return open(self.log, "ab")
+        try:
+            make_folder(self.log.parent, self._settings, "the log of the worker that this command starts")
+            return open(self.log, "ab", opener=private_opener)
+        except ConfigurationError:
+            if self._settings.broker_url is None or not hasattr(os, "memfd_create"):
+                raise
+            descriptor = os.memfd_create(self.log.name)
+            self.log = Path(f"/proc/self/fd/{descriptor}")
+            return open(os.dup(descriptor), "ab")
 
     def _close(self) -> None:
         if self._process is not None and self._process.stdin is not None:

@@ -22,7 +22,9 @@ def broker() -> None:
 def status(as_json: bool) -> None:
     """Say whether the broker runs. Never starts it; a configured one is asked, exit code 3 if it does not answer."""
     settings = load_settings()
-    queues = {"namespace": settings.namespace, "submit_queue": submit_queue(settings)}
+    queues = {}
+    if settings.namespace != DEFAULT_NAMESPACE:
+        queues = {"namespace": settings.namespace, "submit_queue": submit_queue(settings)}
     if settings.broker_url is not None:
         url = check_broker(settings)
         if as_json:

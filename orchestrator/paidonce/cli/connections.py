@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from paidonce.broker_check import check_connection
 from paidonce.celery_app import build_celery_app
 from paidonce.client import Client
+from paidonce.home import make_home
 from paidonce.opening import open_store
 from paidonce.settings import Settings, load_settings
 from paidonce_models.database import Database
-from paidonce_models.errors import ConfigurationError
-from paidonce_models.private_files import make_private_folder
 from paidonce_models.store.workers import LiveWorker, live_workers
 
 
@@ -27,17 +26,6 @@ def open_database(settings: Settings) -> Database:
     """The store as it is, its schema unchecked; for the commands that look after the schema."""
     make_home(settings)
     return open_store(settings, pool_size=2)
-
-
-def make_home(settings: Settings) -> None:
-    """Create PAIDONCE_HOME, where the embedded store and broker live."""
-    try:
-        make_private_folder(settings.home, is_ours=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"PAIDONCE_HOME is {settings.home}, which cannot be created: {error.strerror}; "
-            "set it to a folder that can be written"
-        ) from None
 
 
 def check_broker(settings: Settings) -> str:

@@ -103,7 +103,7 @@ def _loaded_steps(settings: Settings, modules: Sequence[str]) -> list[AnyStep]:
     names = tuple(modules) or settings.agents
     if not names:
         raise ConfigurationError(
-            "name the modules that hold the tools, as in `paidonce policies check agents.py`, or set PAIDONCE_AGENTS"
+            "name the modules that hold the tools, as in `paidonce policies check my_agents.py`, or set PAIDONCE_AGENTS"
         )
     load_modules(names)
     return sorted(default_registry.steps, key=lambda declaration: declaration.name)

@@ -42,7 +42,7 @@ class Terminated(BaseException):
 def run(target: str, given_input: str, key: str | None, given_tags: tuple[str, ...], as_json: bool) -> int:
     """Run an agent and print its result and its bill.
 
-    MODULE is a name (shop.agents) or a file (agents.py). The steps are shown on standard error as they happen. If no
+    MODULE is a name (shop.agents) or a file (my_agents.py). The steps are shown on standard error as they happen. If no
     live worker holds the agent, one is started for this command. The run is durable: interrupted, it keeps its
     finished steps; the same --key goes on with it.
     """
@@ -83,7 +83,7 @@ def _load_target(target: str) -> tuple[ModuleType, AnyAgent]:
     """The module and the agent behind ``MODULE:AGENT``. Raises ``InvalidInput`` or ``ModuleNotLoadable``."""
     module_name, separator, name = target.rpartition(":")
     if not separator:
-        raise InvalidInput(f"{target!r}: expected MODULE:AGENT, as in `paidonce run agents.py:research`")
+        raise InvalidInput(f"{target!r}: expected MODULE:AGENT, as in `paidonce run my_agents.py:research`")
     if not module_name or not name:
         raise InvalidInput(f"{target!r}: the part {'before' if name else 'after'} the colon is missing: MODULE:AGENT")
     (module,) = load_modules([module_name])

@@ -56,14 +56,14 @@ def worker(
 ) -> None:
     """Start a worker that holds the agents, steps and tools of MODULES.
 
-    MODULES are names (shop.agents) or files (agents.py), found in the current folder and on PYTHONPATH; without any,
+    MODULES are names (shop.agents) or files (my_agents.py), found in the current folder and on PYTHONPATH; without any,
     those of PAIDONCE_AGENTS. SIGTERM or Ctrl-C finishes or hands back what the worker holds.
     """
     settings = load_settings()
     names = modules or settings.agents
     if not names:
         raise ConfigurationError(
-            "a worker needs code to hold: name modules, as in `paidonce worker agents.py`, or set PAIDONCE_AGENTS"
+            "a worker needs code to hold: name modules, as in `paidonce worker my_agents.py`, or set PAIDONCE_AGENTS"
         )
     loaded = load_modules(names)
     _refuse_nothing(default_registry, names)

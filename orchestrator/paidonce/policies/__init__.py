@@ -8,7 +8,7 @@ no store, no broker.
 
 from paidonce.policies.book import DecoratorKeys, PolicyBook
 from paidonce.policies.durations import duration_text, parse_duration
-from paidonce.policies.failures import Failure, describe_failure
+from paidonce.policies.failures import Failure, describe_failure, leaves_of
 from paidonce.policies.loading import load_policies, policies_from_settings
 from paidonce.policies.policy import (
     BreakerPolicy,
@@ -33,6 +33,7 @@ __all__ = [
     "TimeoutPolicy",
     "describe_failure",
     "duration_text",
+    "leaves_of",
     "load_policies",
     "parse_duration",
     "policies_from_settings",

@@ -1,8 +1,8 @@
 """What kind of failure an error is, whoever's client raised it.
 
 Owns turning an exception into the words that policies match: ``timeout``, ``connection``, ``http:503``,
-``http:5xx``, and the names of its classes, bare and with their module. It also finds how long the other side asked
-to be left alone. Retries, retry budgets and breakers see failures only through this.
+``http:5xx``, and the names of its classes, bare and with their module. How long the other side asked to be left alone
+is ``asked_waits``. Retries, retry budgets and breakers see failures only through this.
 
 It imports no HTTP client and calls nothing on a response but attributes and headers: an error is read by the names
 of its classes and by attributes that clients share (``status_code``, ``response``, ``headers``). Tried on openai,
@@ -11,17 +11,16 @@ anthropic, httpx, httpx2, requests, urllib, aiohttp, google-genai and botocore.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
+
+from paidonce.policies.asked_waits import asked_wait_seconds, attribute
 
 TIMEOUT: Final = "timeout"
 CONNECTION: Final = "connection"
-LONGEST_RETRY_AFTER_SECONDS: Final = 7 * 86_400.0
-"""What is asked beyond this is cut to it: as long as a step may stay parked by default."""
 
 _TIMEOUT_ENDINGS: Final = ("Timeout", "TimeoutError", "TimeoutException", "TimedOut", "DeadlineExceeded")
 _CONNECTION_ENDING: Final = "ConnectionError"
@@ -42,6 +41,8 @@ _CONNECTION_NAMES: Final = frozenset(
     }
 )
 _LONGEST_CHAIN: Final = 16
+_DEEPEST: Final = 64
+"""Errors above one that are still looked behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,9 @@ class Failure:
     """An error as policies see it."""
 
     kinds: frozenset[str]
-    """Everything that a matcher may name."""
+    """Everything that a matcher may name; of a group, what each of its errors is."""
+    kinds_of_some: frozenset[str] = frozenset()
+    """Kinds of a group that some of its errors have and others do not: a matcher can except them, not cover them."""
     retry_after_seconds: float | None = None
     """How long the other side asked to wait; ``None`` if it did not say."""
     summary: str = ""
@@ -64,13 +67,50 @@ def describe_failure(error: BaseException, *, clock: Callable[[], datetime] = _n
     """The kinds of an error and of what it was raised ``from``.
 
     An HTTP status ends that way: the answer explains the failure, and what lies behind it is how the client came by
-    it. Behind a time-out or a broken connection there is no answer, so no status is looked for. An exception group
-    with one member is read as that member. The clock (timezone-aware) is asked only where ``Retry-After`` is a date.
+    it. Behind a time-out or a broken connection there is no answer, so no status is looked for. A group has the kinds
+    that all its errors share, and asks for the longest of their waits; cancellations in it are what the errors led to,
+    and do not count. The clock (timezone-aware) is asked only where a wait is a date.
     Only kinds of an ``Exception`` hold the word ``Exception``; cancellations and interrupts do not.
     """
+    found = _described(error, clock, frozenset())
+    told = sorted(kind for kind in found.kinds if kind.startswith("http:") and not kind.endswith("xx"))
+    told = told or [kind for kind in (TIMEOUT, CONNECTION) if kind in found.kinds]
+    return replace(found, summary=" ".join([*told, type(error).__name__]))
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The errors that a group stands for, in any depth and whatever it was raised as; else the error alone.
+
+    Cancellations stand for nothing where something else is there.
+    """
+    return _leaves_of(error, frozenset())
+
+
+def _leaves_of(error: BaseException, above: frozenset[int]) -> list[BaseException]:
+    chain, leaves = _chain(error, above)
+    below = above | {id(each) for each in chain}
+    return [each for leaf in leaves for each in _leaves_of(leaf, below)] or [error]
+
+
+def _described(error: BaseException, clock: Callable[[], datetime], above: frozenset[int]) -> Failure:
+    """``above`` are the errors that led here: a chain may bite its tail through a group, too."""
+    chain, leaves = _chain(error, above)
+    of_chain = _describe_chain(chain, clock)
+    if not leaves:
+        return of_chain
+    below = above | {id(each) for each in chain}
+    each = [_described(leaf, clock, below) for leaf in leaves]
+    shared = frozenset.intersection(*(found.kinds for found in each))
+    of_some = frozenset().union(*(found.kinds | found.kinds_of_some for found in each))
+    kinds = of_chain.kinds | shared
+    waits = [found.retry_after_seconds for found in (of_chain, *each) if found.retry_after_seconds is not None]
+    return Failure(kinds=kinds, kinds_of_some=of_some - kinds, retry_after_seconds=max(waits, default=None))
+
+
+def _describe_chain(chain: list[BaseException], clock: Callable[[], datetime]) -> Failure:
     kinds: set[str] = set()
     retry_after_seconds = None
-    for each in _chain(error):
+    for each in chain:
         names = _class_names(type(each))
         may_have_status = not kinds & {TIMEOUT, CONNECTION}
         kinds |= names
@@ -78,34 +118,52 @@ def describe_failure(error: BaseException, *, clock: Callable[[], datetime] = _n
             kinds.add(TIMEOUT)
         if not isinstance(each, Exception):
             continue
-        if retry_after_seconds is None:
-            retry_after_seconds = _retry_after_seconds(each, clock)
         status = _status(each) if may_have_status else None
+        if retry_after_seconds is None:
+            retry_after_seconds = asked_wait_seconds(each, status, clock)
         if status is not None:
             kinds |= {f"http:{status}", f"http:{status // 100}xx"}
             break
         if names & _CONNECTION_NAMES or any(name.endswith(_CONNECTION_ENDING) for name in names):
             kinds.add(CONNECTION)
-    told = sorted(kind for kind in kinds if kind.startswith("http:") and not kind.endswith("xx"))
-    told = told or [kind for kind in (TIMEOUT, CONNECTION) if kind in kinds]
-    summary = " ".join([*told, type(error).__name__])
-    return Failure(kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds, summary=summary)
+    return Failure(kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what each was raised from; urllib's and urllib3's ``reason`` counts as that."""
+def _chain(error: BaseException, above: frozenset[int]) -> tuple[list[BaseException], list[BaseException]]:
+    """The error, and what each was raised from; urllib's and urllib3's ``reason`` counts as that.
+
+    And the leaves of a group that ends the chain: of one with one member the chain goes on with that.
+    """
+    chain: list[BaseException] = []
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen and len(seen) < _LONGEST_CHAIN:
-        yield following
+        chain.append(following)
         seen.add(id(following))
-        reason = _attribute(following, "reason")
-        if isinstance(following, BaseExceptionGroup) and len(following.exceptions) == 1:
-            following = following.exceptions[0]
+        reason = attribute(following, "reason")
+        if isinstance(following, BaseExceptionGroup):
+            leaves = [each for each in _flat(following) if id(each) not in above and id(each) not in seen]
+            if len(leaves) > 1 and len(above) < _DEEPEST:
+                return chain, leaves
+            following = leaves[0] if leaves else None
         elif following.__cause__ is None and isinstance(reason, BaseException):
             following = reason
         else:
             following = following.__cause__
+    return chain, []
+
+
+def _flat(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """What a group holds, with the groups in it resolved; without cancellations, if there is anything else."""
+    leaves: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, BaseExceptionGroup):
+            waiting += reversed(each.exceptions)
+        else:
+            leaves.append(each)
+    return [each for each in leaves if not isinstance(each, asyncio.CancelledError)] or leaves
 
 
 def class_name(cls: type) -> str:
@@ -120,89 +178,17 @@ def _class_names(cls: type) -> set[str]:
 
 def _status(error: Exception) -> int | None:
     """The HTTP status of the answer that an error stands for."""
-    response = _attribute(error, "response")
-    metadata = _attribute(response, "ResponseMetadata")
+    response = attribute(error, "response")
+    metadata = attribute(response, "ResponseMetadata")
     candidates = (
-        _attribute(error, "status_code"),  # openai, anthropic
-        _attribute(response, "status_code"),  # httpx, requests
-        _attribute(response, "status"),
-        _attribute(metadata, "HTTPStatusCode"),  # botocore
-        _attribute(error, "status"),  # aiohttp
-        _attribute(error, "code"),  # urllib, google-genai
+        attribute(error, "status_code"),  # openai, anthropic
+        attribute(response, "status_code"),  # httpx, requests
+        attribute(response, "status"),
+        attribute(metadata, "HTTPStatusCode"),  # botocore
+        attribute(error, "status"),  # aiohttp
+        attribute(error, "code"),  # urllib, google-genai
     )
     for value in candidates:
         if isinstance(value, int) and not isinstance(value, bool) and 300 <= value <= 599:
             return int(value)
     return None
-
-
-def _retry_after_seconds(error: Exception, clock: Callable[[], datetime]) -> float | None:
-    """What the answer's headers ask, or an attribute ``retry_after`` of the error itself."""
-    response = _attribute(error, "response")
-    metadata = _attribute(response, "ResponseMetadata")
-    for source in (
-        _attribute(response, "headers"),
-        _attribute(error, "headers"),
-        _attribute(metadata, "HTTPHeaders"),
-    ):
-        headers = _lower_case(source)
-        milliseconds = _number(headers.get("retry-after-ms"))  # openai's and Azure's, finer than the standard's
-        if milliseconds is not None:
-            return _bounded(milliseconds / 1000)
-        text = headers.get("retry-after")
-        seconds = _number(text)
-        if seconds is None and text is not None:
-            seconds = _seconds_until(text, clock)
-        if seconds is not None:
-            return _bounded(seconds)
-    asked = _attribute(error, "retry_after")
-    if isinstance(asked, timedelta):
-        return _bounded(asked.total_seconds())
-    if isinstance(asked, int) and not isinstance(asked, bool):
-        return _bounded(float(min(asked, int(LONGEST_RETRY_AFTER_SECONDS))) if asked > 0 else 0.0)
-    if isinstance(asked, float):
-        seconds = _number(str(asked))
-        return None if seconds is None else _bounded(seconds)
-    return None
-
-
-def _seconds_until(date: str, clock: Callable[[], datetime]) -> float | None:
-    try:
-        moment = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - clock()).total_seconds()
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = math.nan if text is None else float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _bounded(seconds: float) -> float:
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
-
-
-def _lower_case(headers: object) -> Mapping[str, str]:
-    """Headers by lower-case name, from any client's mapping."""
-    items = _attribute(headers, "items")
-    try:
-        pairs = list(items()) if callable(items) else []
-        return {str(name).lower(): str(value).strip() for name, value in pairs}
-    except Exception:  # noqa: BLE001 - a foreign object that only looked like headers
-        return {}
-
-
-def _attribute(holder: object, name: str) -> object:
-    """An attribute of a foreign object, or an entry of a dictionary; ``None`` where there is none or it raises."""
-    if isinstance(holder, dict) and name in holder:
-        return holder[name]
-    try:
-        return getattr(holder, name, None)
-    except Exception:  # noqa: BLE001 - a client's property may raise anything, and here only its value counts
-        return None

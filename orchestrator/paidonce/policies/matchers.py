@@ -43,12 +43,15 @@ def parse_matcher(value: object) -> str:
     return value
 
 
-def any_matches(matchers: Iterable[str], kinds: frozenset[str]) -> bool:
-    """Whether a list covers a failure of these kinds: an entry names one of them, and no exception does."""
+def any_matches(matchers: Iterable[str], kinds: frozenset[str], kinds_of_some: frozenset[str] = frozenset()) -> bool:
+    """Whether a list covers a failure of these kinds: an entry names one of them, and no exception does.
+
+    An exception for what only some errors of a group are holds for the group as well.
+    """
     covered = False
     for matcher in matchers:
         if matcher.startswith(EXCEPT):
-            if matcher[len(EXCEPT) :] in kinds:
+            if matcher[len(EXCEPT) :] in kinds or matcher[len(EXCEPT) :] in kinds_of_some:
                 return False
         elif matcher in kinds:
             covered = True

@@ -61,7 +61,9 @@ class RetryPolicy:
     def covers(self, failure: Failure) -> bool:
         """Whether a failure is worth another try; how many there were is the caller's to count."""
         includes_some = any(not matcher.startswith(EXCEPT) for matcher in self.retry_on)
-        return any_matches(self.retry_on if includes_some else (*_ANY_FAILURE, *self.retry_on), failure.kinds)
+        return any_matches(
+            self.retry_on if includes_some else (*_ANY_FAILURE, *self.retry_on), failure.kinds, failure.kinds_of_some
+        )
 
     def delay_seconds(
         self, failures: int, uniform: Callable[[float, float], float], retry_after_seconds: float | None = None
@@ -119,7 +121,7 @@ class BreakerPolicy:
 
     def ignores(self, failure: Failure) -> bool:
         """Whether a failure says nothing about the dependency."""
-        return any_matches(self.ignore, failure.kinds)
+        return any_matches(self.ignore, failure.kinds, failure.kinds_of_some)
 
 
 @dataclass(frozen=True, kw_only=True)

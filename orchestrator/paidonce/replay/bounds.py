@@ -10,7 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paidonce.settings import Settings
-from paidonce_models.errors import BoundReached, PaidonceError, TooManyRuns, TooManySteps, TooManyTimers
+from paidonce_models.errors import (
+    BoundReached,
+    CodeDoesNotFit,
+    PaidonceError,
+    TooManyRuns,
+    TooManySteps,
+    TooManyTimers,
+    TooMuchData,
+)
+from paidonce_models.payloads import MAX_PAYLOAD_BYTES
 from paidonce_models.store.bounds import bounded_signature
 
 TASKS_PER_STEP = 10
@@ -28,6 +37,8 @@ class RunBounds:
     """How often a timer may wake a run."""
     max_runs: int = 10_000
     """Runs below one root, all generations together."""
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    """Of one value: arguments of a call, the run's result."""
 
     @property
     def by_reason(self) -> dict[str, int]:
@@ -36,6 +47,7 @@ class RunBounds:
             TooManySteps.code: self.max_steps,
             TooManyTimers.code: self.max_timers,
             TooManyRuns.code: self.max_runs,
+            TooMuchData.code: self.max_payload_bytes,
         }
 
     @property
@@ -51,6 +63,7 @@ def bounds_of(settings: Settings) -> RunBounds:
         warn_steps=settings.warn_steps,
         max_timers=settings.max_timers,
         max_runs=settings.max_runs,
+        max_payload_bytes=settings.max_payload_bytes,
     )
 
 
@@ -95,7 +108,12 @@ def too_many_runs(run_id: str, root_run_id: str, *, limit: int) -> TooManyRuns:
 
 
 def signature_when_blocked(error: PaidonceError, signature: str) -> str:
-    """What ``runs.blocked_signature`` holds: the code, behind the limit where it was a limit."""
+    """What ``runs.blocked_signature`` holds: the code, behind the limit where it was a limit.
+
+    None at all where a type does not fit, which may be defined anywhere: each worker that starts is worth a try.
+    """
+    if isinstance(error, CodeDoesNotFit) or error.details.get("in_types"):
+        return ""
     if isinstance(error, BoundReached):
         return bounded_signature(error.limit, signature)
     return signature

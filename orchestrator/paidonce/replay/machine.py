@@ -35,6 +35,7 @@ from paidonce_models.errors import (
     StepFailed,
     StepTimedOut,
     TooDeep,
+    TooMuchData,
 )
 from paidonce_models.payload_memory import PayloadMemory
 from paidonce_models.payloads import MAX_PAYLOAD_BYTES
@@ -209,13 +210,12 @@ class Machine:
                 f"{self._max_depth} is allowed; raise PAIDONCE_MAX_DEPTH or flatten the calls"
             )
         if len(arguments) > self._max_payload_bytes:
-            self._unfit.append(
-                too_large := PayloadTooLarge(
-                    f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the "
-                    f"limit is {self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
-                    "or store the value elsewhere and pass its address"
-                )
+            too_large = PayloadTooLarge(
+                f"run {self.run_id}: the arguments of {declaration.name!r} have {len(arguments):,} bytes, the limit is "
+                f"{self._max_payload_bytes:,}; raise PAIDONCE_MAX_PAYLOAD_BYTES, "
+                "or store the value elsewhere and pass its address"
             )
+            self._unfit.append(too_large)
             raise too_large
         position = self.next_position
         self.next_position += 1
@@ -290,7 +290,8 @@ class Machine:
                 reason = error.message if isinstance(error, PaidonceError) else type(error).__name__
                 raise HistoryMismatch(
                     f"{where}: its recorded result does not fit the code any more: {reason}; "
-                    "keep the type readable, or give the agent a new version"
+                    "keep the type readable, or give the agent a new version",
+                    in_types=True,
                 ) from error
         else:
             future.set_exception(failure_of(declaration, position, event))
@@ -374,6 +375,8 @@ class Machine:
         error = main.exception()
         if error is not None:
             unfit = next((each for each in self._unfit if _is_among(each, error)), None)
+            if isinstance(unfit, PayloadTooLarge):
+                raise self._too_much("the arguments of a call are larger than allowed") from unfit
             if unfit is not None:
                 raise self._does_not_fit("a call cannot be written down", unfit) from unfit
             return Outcome(RunState.FAILED, error=error_of(error))
@@ -388,15 +391,16 @@ class Machine:
         except Exception as unfit:  # a type's own code may raise anything; the run has paid for what led to it
             raise self._does_not_fit("its result cannot be stored", unfit) from unfit
         if len(result) > self._max_payload_bytes:
-            raise self._does_not_fit(
-                "its result cannot be stored",
-                PayloadTooLarge(
-                    f"{where} has {len(result):,} bytes, the limit is {self._max_payload_bytes:,}; raise "
-                    "PAIDONCE_MAX_PAYLOAD_BYTES and change the agent's module, or store the value elsewhere and return "
-                    "its address"
-                ),
-            )
+            raise self._too_much(f"{where} has {len(result):,} bytes")
         return Outcome(RunState.SUCCEEDED, result=result)
+
+    def _too_much(self, what: str) -> TooMuchData:
+        return TooMuchData(
+            f"run {self.run_id}: {what}, the limit is {self._max_payload_bytes:,}; its finished steps are kept. Raise "
+            "PAIDONCE_MAX_PAYLOAD_BYTES and restart the workers: the run goes on by itself. Or store the value "
+            "elsewhere and pass its address",
+            limit=self._max_payload_bytes,
+        )
 
     def _does_not_fit(self, what: str, error: Exception) -> CodeDoesNotFit:
         why = error.message if isinstance(error, PaidonceError) else f"{type(error).__name__} while it was encoded"

@@ -40,7 +40,7 @@ SCALARS: Final = (
 )
 """Single values that pydantic writes as text and reads back."""
 DEEPEST: Final = 200
-MOST_NODES: Final = 5_000_000
+MOST_NODES: Final = 1_000_000
 LONGEST_TEXT: Final = 20_000
 """Characters of what is kept of an object that has no JSON form."""
 DEEPEST_OPAQUE: Final = 6
@@ -121,8 +121,8 @@ class _Renderer:
         kind = type(value)
         if kind is str:
             return value, None  # type: ignore[return-value]  # known by its type
-        if self._left < 0 or depth > DEEPEST:
-            return self.as_text(value, path)
+        if self._left < 0 or depth > DEEPEST:  # not its `repr`, which has no end either
+            return self._told(path, f"(a {type(value).__name__}, too deep or too much to be kept)")
         if isinstance(value, Enum):
             return self._enum(value, path, depth)
         if isinstance(value, (int, float)):
@@ -179,7 +179,7 @@ class _Renderer:
 
     def _scalar(self, value: object, path: str) -> tuple[JsonValue, Types]:
         try:
-            natural: JsonValue = to_jsonable_python(value)
+            natural: JsonValue = str(value) if isinstance(value, PurePath) else to_jsonable_python(value)
         except Exception:  # noqa: BLE001 - a subclass of the user's
             return self.as_text(value, path)
         types: dict[str, JsonValue] = {"t": "scalar", "c": class_name(type(value))}
@@ -255,6 +255,9 @@ class _Renderer:
         return members, types
 
     def _sequence(self, value: Any, path: str, depth: int) -> tuple[JsonValue, Types]:
+        if type(value) is list and len(value) > 16 and set(map(type, value)) <= {float, str} and _all_finite(value):
+            self._left -= len(value) // 100  # an embedding
+            return list(value), None
         nodes = [self.node(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value)]
         if isinstance(value, (set, frozenset)):
             nodes.sort(key=repr)  # the order of hashes is another one in each process
@@ -285,6 +288,10 @@ class _Renderer:
         }
         members, _ = self._members(told, path, depth)
         return {"(object)": type(value).__qualname__, **members}, {"t": "text"}
+
+
+def _all_finite(values: list[Any]) -> bool:
+    return all(type(each) is str or math.isfinite(each) for each in values)
 
 
 def _m(inner: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from pathlib import PurePath
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
@@ -66,6 +67,8 @@ class _Reviver:
             if cls is datetime:  # pydantic has time zones of its own
                 moment = datetime.fromisoformat(value)
                 return moment.astimezone(ZoneInfo(types["z"])) if "z" in types else moment
+            if issubclass(cls, PurePath):
+                return cls(value)
             return TypeAdapter(cls).validate_python(value)
         if kind == "bytes":
             return base64.b64decode(value)

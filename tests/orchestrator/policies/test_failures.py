@@ -20,8 +20,10 @@ import openai
 import pytest
 
 from paidonce import StepTimedOut
-from paidonce.policies.failures import LONGEST_RETRY_AFTER_SECONDS, describe_failure
-from paidonce_models.errors import StepInterrupt
+from paidonce.policies import BreakerPolicy, RetryPolicy
+from paidonce.policies.asked_waits import LONGEST_SECONDS
+from paidonce.policies.failures import describe_failure, leaves_of
+from paidonce_models.errors import InvalidInput, StepInterrupt
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
@@ -264,7 +266,7 @@ def answered_with(**headers: str) -> Exception:
         ("1.5", 1.5),
         (" 3 ", 3.0),
         ("-5", 0.0),
-        ("99999999999", LONGEST_RETRY_AFTER_SECONDS),
+        ("99999999999", LONGEST_SECONDS),
         ("Wed, 25 Nov 2026 12:00:30 GMT", 30.0),
         ("Wed, 25 Nov 2026 13:00:30 +0100", 30.0),
         ("Wed, 25 Nov 2026 12:00:30 -0000", 30.0),
@@ -296,3 +298,64 @@ def test_properties_that_raise_and_headers_that_are_none_do_no_harm() -> None:
 
     assert told(Sulking()) == set()
     assert asked(Sulking()) is None
+
+
+class Answered(Exception):
+    """An answer with a status, as SDKs raise it."""
+
+    def __init__(self, status: int, **headers: str) -> None:
+        super().__init__(status)
+        self.status_code = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def test_a_group_has_the_kinds_that_all_its_errors_share_and_the_longest_wait() -> None:
+    group = ExceptionGroup(
+        "tasks", [Answered(429, retry_after="3"), ExceptionGroup("", [Answered(429), Answered(429)])]
+    )
+    found = describe_failure(group)
+    assert {"http:429", "http:4xx", "Answered", "ExceptionGroup", "Exception"} <= found.kinds
+    assert (found.retry_after_seconds, found.summary) == (3.0, "http:429 ExceptionGroup")
+    waits = describe_failure(ExceptionGroup("", [Answered(429, retry_after="3"), Answered(503, retry_after="40")]))
+    assert waits.retry_after_seconds == 40.0
+    assert told(ExceptionGroup("", [Answered(429), Answered(503)])) == set()
+    assert told(ExceptionGroup("", [Answered(429), Answered(404)])) == {"http:4xx"}
+
+
+def test_a_kind_of_one_error_excepts_its_whole_group() -> None:
+    mixed = describe_failure(ExceptionGroup("", [Answered(404), Answered(429)]))
+    assert not BreakerPolicy().ignores(mixed), "429 speaks of the dependency's own trouble"
+    assert BreakerPolicy().ignores(describe_failure(ExceptionGroup("", [Answered(404), Answered(400)])))
+    assert not RetryPolicy().covers(describe_failure(ExceptionGroup("", [Answered(429), InvalidInput("no")])))
+    assert RetryPolicy(retry_on=("http:429",)).covers(
+        describe_failure(ExceptionGroup("", [Answered(429), Answered(429)]))
+    )
+    assert not RetryPolicy(retry_on=("http:429",)).covers(
+        describe_failure(ExceptionGroup("", [Answered(429), ValueError()]))
+    )
+
+
+def test_cancellations_in_a_group_are_what_its_errors_led_to() -> None:
+    group = BaseExceptionGroup("tasks", [asyncio.CancelledError(), Answered(429), Answered(429)])
+    assert {"http:429", "Exception"} <= describe_failure(group).kinds
+    assert [type(leaf) for leaf in leaves_of(group)] == [Answered, Answered]
+    assert "Exception" not in describe_failure(BaseExceptionGroup("", [asyncio.CancelledError()] * 2)).kinds
+    assert "Exception" not in describe_failure(BaseExceptionGroup("", [Answered(429), KeyboardInterrupt()])).kinds
+
+
+def test_a_group_behind_a_wrapper_and_wrappers_in_a_group_are_looked_behind() -> None:
+    wrapped = RuntimeError("all failed")
+    wrapped.__cause__ = ExceptionGroup("", [TimeoutError(), TimeoutError()])
+    assert told(wrapped) == {"timeout"}
+    other = RuntimeError("this one failed")
+    other.__cause__ = TimeoutError()
+    assert told(ExceptionGroup("", [wrapped, other])) == {"timeout"}
+
+
+def test_a_chain_that_bites_its_tail_through_groups_ends() -> None:
+    errors = [ValueError(), TypeError()]
+    group = ExceptionGroup("", errors)
+    for error in errors:
+        error.__cause__ = group
+    assert "ExceptionGroup" in describe_failure(group).kinds
+    assert len(leaves_of(group)) == 2

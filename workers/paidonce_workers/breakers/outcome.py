@@ -17,7 +17,7 @@ from typing import Final
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from paidonce.policies import BreakerPolicy, Failure
+from paidonce.policies import BreakerPolicy, Failure, leaves_of
 from paidonce_models.errors import CircuitOpen, InvalidInput
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 86_400.0
@@ -46,13 +46,17 @@ class Outcome:
 
     effect: Effect
     kinds: frozenset[str] = frozenset()
+    kinds_of_some: frozenset[str] = frozenset()
+    """Of a group of errors: kinds that some of them have."""
     retry_after_seconds: float | None = None
     summary: str = ""
     """The failure in a few words, for people."""
 
     def unless_ignored(self, policy: BreakerPolicy) -> Outcome:
         """This outcome, or ``NEUTRAL`` if it is a failure of a kind that the policy ignores."""
-        if self.effect is Effect.FAILURE and policy.ignores(Failure(kinds=self.kinds)):
+        if self.effect is Effect.FAILURE and policy.ignores(
+            Failure(kinds=self.kinds, kinds_of_some=self.kinds_of_some)
+        ):
             return NEUTRAL
         return self
 
@@ -75,18 +79,28 @@ SUCCESS: Final = Outcome(effect=Effect.SUCCESS)
 NEUTRAL: Final = Outcome(effect=Effect.NEUTRAL)
 
 
-def failure(kinds: Collection[str], retry_after_seconds: float | None = None, summary: str = "") -> Outcome:
+def failure(
+    kinds: Collection[str],
+    retry_after_seconds: float | None = None,
+    summary: str = "",
+    kinds_of_some: Collection[str] = (),
+) -> Outcome:
     """A failure. A ``Retry-After`` that is negative or no number counts as none."""
     if retry_after_seconds is not None and (math.isnan(retry_after_seconds) or retry_after_seconds < 0):
         retry_after_seconds = None
     return Outcome(
-        effect=Effect.FAILURE, kinds=frozenset(kinds), retry_after_seconds=retry_after_seconds, summary=summary
+        effect=Effect.FAILURE,
+        kinds=frozenset(kinds),
+        kinds_of_some=frozenset(kinds_of_some),
+        retry_after_seconds=retry_after_seconds,
+        summary=summary,
     )
 
 
 def outcome_of(error: BaseException, classify: Classify) -> Outcome:
     """The outcome of a call that raised ``error``; what the policy ignores is for ``Outcome.unless_ignored``."""
-    if not isinstance(error, Exception) or isinstance(error, CONTROL):
+    leaves = leaves_of(error)
+    if not all(isinstance(leaf, Exception) for leaf in leaves) or all(isinstance(leaf, CONTROL) for leaf in leaves):
         return NEUTRAL
     found = classify(error)
-    return failure(found.kinds, found.retry_after_seconds, found.summary)
+    return failure(found.kinds, found.retry_after_seconds, found.summary, found.kinds_of_some)

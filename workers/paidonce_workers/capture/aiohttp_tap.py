@@ -18,6 +18,7 @@ import orjson
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.http_tap import HttpTap
 from paidonce_workers.capture.observation import Observation
+from paidonce_workers.capture.polls import PollObservation
 
 AIOHTTP_METHOD: Final = "_request"
 
@@ -52,7 +53,9 @@ class AiohttpTap:
 
         return request
 
-    def _observe(self, session: Any, method: str, str_or_url: Any, options: dict[str, Any]) -> Observation | None:
+    def _observe(
+        self, session: Any, method: str, str_or_url: Any, options: dict[str, Any]
+    ) -> Observation | PollObservation | None:
         if not self._http.is_wanted():
             return None
         try:
@@ -77,7 +80,7 @@ def _body(options: dict[str, Any]) -> bytes:
     return b"" if options.get("json") is None else orjson.dumps(options["json"])
 
 
-def _tee(library: ModuleType, content: Any, observation: Observation) -> None:
+def _tee(library: ModuleType, content: Any, observation: Observation | PollObservation) -> None:
     """Show the observation what the reader holds already and all that it will be fed."""
     reader: Any = library.StreamReader
     if type(content) is not reader:  # an answer without a body

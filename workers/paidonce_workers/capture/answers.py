@@ -33,6 +33,8 @@ class Answer:
         self._api = api
         self.fields: dict[str, object] = {"type": "message"} if api is Api.ANTHROPIC else {}
         self.id: str | None = None
+        self.status: str | None = None
+        """How the work stands that the answer is about, as its own document says last."""
         self.is_complete = False
         self.has_closed = False
         """Whether a stream has said that nothing follows; some clients read no further, nor close it."""
@@ -65,6 +67,7 @@ class Answer:
 
     def _read(self, document: Mapping[str, object], *, opens: bool) -> None:
         self.id = self.id or _text(document.get("id")) or _text(document.get("responseId"))
+        self.status = _text(document.get("status")) or self.status
         model = _text(document.get("model")) or _text(document.get("modelVersion"))
         if model is not None:
             self.fields["model"] = model

@@ -21,7 +21,7 @@ HEAD_BYTES: Final = 16 * 1024
 TAIL_BYTES: Final = 64 * 1024
 
 _USAGE: Final = re.compile(rb'"(usage|usageMetadata)"\s*:\s*(?=\{)')
-_NAMED: Final = re.compile(rb'"(id|responseId|model|modelVersion|service_tier)"\s*:\s*"([^"\\]{1,200})"')
+_NAMED: Final = re.compile(rb'"(id|responseId|model|modelVersion|service_tier|status)"\s*:\s*"([^"\\]{1,200})"')
 _DECODER: Final = json.JSONDecoder()
 
 

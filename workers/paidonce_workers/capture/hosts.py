@@ -7,8 +7,8 @@ request body and no answer. What is not found here is never looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from paidonce.provider_hosts import API_OF_PROVIDER, Api
@@ -23,6 +23,15 @@ class Endpoint:
     api: Api
     kind: CallKind
     model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Poll:
+    """A question how work stands that another call has begun. ``says`` is what is known of its usage besides."""
+
+    id: str
+    api: Api
+    says: Mapping[str, object] = field(default_factory=dict)
 
 
 Spoken = tuple[tuple[str, Api], ...]
@@ -66,7 +75,12 @@ OPENAI_PATHS: Final = {
     "/completions": CallKind.LLM,
     "/embeddings": CallKind.EMBEDDING,
 }
+BEGINNING_PATHS: Final = ("/batches", "/videos")
+"""Of OpenAI: what begins work that is paid, and tells of its usage later, if at all."""
+_POLL: Final = re.compile(r"/(responses|batches)/([A-Za-z0-9_-]{1,200})(/cancel)?$")
 ANTHROPIC_PATH: Final = "/v1/messages"
+ANTHROPIC_BATCHES: Final = "/v1/messages/batches"
+_GOOGLE_INTERACTIONS: Final = "/interactions"
 _DEPLOYMENT: Final = re.compile(r"/deployments/([^/]+)/")
 _GOOGLE_PATH: Final = re.compile(r"/models/([^/:]+):(\w+)$")
 GOOGLE_METHODS: Final = {
@@ -74,6 +88,8 @@ GOOGLE_METHODS: Final = {
     "streamGenerateContent": CallKind.LLM,
     "embedContent": CallKind.EMBEDDING,
     "batchEmbedContents": CallKind.EMBEDDING,
+    "batchGenerateContent": CallKind.LLM,
+    "predictLongRunning": CallKind.LLM,
 }
 
 
@@ -97,6 +113,16 @@ class HostTable:
                 return endpoint
         return None
 
+    def find_poll(self, method: str, host: str, port: int, path: str) -> Poll | None:
+        """What the request asks after; ``None`` for everything else."""
+        found = _POLL.search(path)
+        if found is None or method != ("POST" if found[3] else "GET"):
+            return None
+        if not any(api is Api.OPENAI for _, api in self._spoken(host.lower(), port)):
+            return None
+        says = {"service_tier": "batch"} if found[1] == "batches" else {}
+        return Poll(id=found[2], api=Api.OPENAI, says=says)
+
     def _spoken(self, host: str, port: int) -> Spoken:
         if self._own:
             own = self._own.get(f"{host}:{port}") or self._own.get(host)
@@ -113,10 +139,12 @@ class HostTable:
 
 def _endpoint(provider: str, api: Api, path: str) -> Endpoint | None:
     if api is Api.ANTHROPIC:
-        if path.endswith(ANTHROPIC_PATH):
+        if path.endswith((ANTHROPIC_PATH, ANTHROPIC_BATCHES)):
             return Endpoint(provider=provider, api=api, kind=CallKind.LLM)
         return None
     if api is Api.GOOGLE:
+        if path.endswith(_GOOGLE_INTERACTIONS):
+            return Endpoint(provider=provider, api=api, kind=CallKind.LLM)
         found = _GOOGLE_PATH.search(path)
         kind = None if found is None else GOOGLE_METHODS.get(found[2])
         if found is None or kind is None:
@@ -126,4 +154,6 @@ def _endpoint(provider: str, api: Api, path: str) -> Endpoint | None:
         if path.endswith(suffix):
             deployment = _DEPLOYMENT.search(path)
             return Endpoint(provider=provider, api=api, kind=kind, model=None if deployment is None else deployment[1])
+    if path.endswith(BEGINNING_PATHS):
+        return Endpoint(provider=provider, api=api, kind=CallKind.LLM)
     return None

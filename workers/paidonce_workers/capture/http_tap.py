@@ -18,7 +18,9 @@ from paidonce.usage import current_recorder, tool_stack
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.observation import Decode, Observation
+from paidonce_workers.capture.polls import PollObservation
 from paidonce_workers.capture.retries import HiddenRetries, Retries
+from paidonce_workers.forked_bodies import tell_unseen
 
 METHOD: Final = "_send_single_request"
 
@@ -32,6 +34,7 @@ class HttpTap:
         self._faults = faults
         self._retries = Retries()
         self._hidden_retries = HiddenRetries()
+        self._has_told = False
 
     def sending(self, library: ModuleType) -> Callable[..., Any]:
         """``Client._send_single_request``, watched."""
@@ -77,6 +80,17 @@ class HttpTap:
 
         return send
 
+    def tell(self, call: Callable[..., Any], client: Any, /, request: Any) -> Any:
+        """In a forked child of a step, for both kinds of clients: passes on, and says once whom it pays."""
+        with self._faults.contained("reading a request"):
+            url = request.url
+            port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
+            endpoint = self.hosts.find(request.method, url.host, port, url.path)
+            if endpoint is not None and not self._has_told:
+                self._has_told = True
+                tell_unseen(endpoint.provider)
+        return call(request)
+
     def is_wanted(self) -> bool:
         """Whether this is a step's body, and we are on."""
         return current_recorder.get() is not None and self.is_on
@@ -89,11 +103,17 @@ class HttpTap:
         path: str,
         headers: Mapping[str, str],
         body: Callable[[], bytes],
-    ) -> Observation | None:
-        """The observation of a request that is a paid call; ``body`` is only asked for then."""
+    ) -> Observation | PollObservation | None:
+        """The observation of a request that is a paid call, or asks after one; ``body`` is only asked for a call."""
         recorder = current_recorder.get()
+        if recorder is None:
+            return None
+        if recorder.is_awaiting:
+            poll = self.hosts.find_poll(method, host, port, path)
+            if poll is not None and recorder.awaits(poll.id):
+                return PollObservation(recorder=recorder, poll=poll, faults=self._faults)
         endpoint = self.hosts.find(method, host, port, path)
-        if endpoint is None or recorder is None:
+        if endpoint is None:
             return None
         tools = tool_stack.get()
         policies = attempt_policies.get()
@@ -112,7 +132,7 @@ class HttpTap:
             self._hidden_retries.tell(endpoint.provider)
         return observation
 
-    def _observe(self, request: Any) -> Observation | None:
+    def _observe(self, request: Any) -> Observation | PollObservation | None:
         if not self.is_wanted():
             return None
         try:
@@ -126,7 +146,9 @@ class HttpTap:
             self._faults.tell("reading a request", error)
             return None
 
-    def _attach(self, library: ModuleType, response: Any, observation: Observation, teed: Any) -> None:
+    def _attach(
+        self, library: ModuleType, response: Any, observation: Observation | PollObservation, teed: Any
+    ) -> None:
         with self._faults.contained("attaching to an answer"):
             is_read = hasattr(response, "_content")  # made in memory by a mock, and never streamed
             decode = None if is_read else _decoder_of(library, response)
@@ -159,7 +181,7 @@ def _teed_stream(library: ModuleType) -> Any:
     class TeedStream(base):  # type: ignore[misc]  # the class is the library's that was imported
         """Passes an answer's bytes on and shows them to the observation."""
 
-        def __init__(self, inner: Any, observation: Observation) -> None:
+        def __init__(self, inner: Any, observation: Observation | PollObservation) -> None:
             self._inner = inner
             self._observation = observation
 
@@ -192,7 +214,7 @@ def _teed_async_stream(library: ModuleType) -> Any:
     class TeedAsyncStream(base):  # type: ignore[misc]  # as above
         """Passes an answer's bytes on and shows them to the observation."""
 
-        def __init__(self, inner: Any, observation: Observation) -> None:
+        def __init__(self, inner: Any, observation: Observation | PollObservation) -> None:
             self._inner = inner
             self._observation = observation
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import ClassVar, Final
 
+from paidonce.current_step import executing
+from paidonce_models.forks import in_child
 from paidonce_workers.capture.aiohttp_tap import AIOHTTP_METHOD, AiohttpTap
 from paidonce_workers.capture.faults import Faults
 from paidonce_workers.capture.hosts import HostTable
@@ -41,6 +43,7 @@ class Installation:
         self._watch = ImportWatch(LIBRARIES, self._tap_library)
         self._layers: list[Layer] = []
         self._users = 1
+        in_child(self, Installation._pass_through)
 
     def uninstall(self) -> None:
         """Leave; the last one takes the taps away. What somebody else has wrapped since stays, switched off."""
@@ -54,6 +57,16 @@ class Installation:
             for layer in reversed(self._layers):
                 layer.take_away()
             self._layers.clear()
+
+    def _pass_through(self) -> None:
+        """In a forked child: record nothing; what it pays is said if it is a step's, and a worker's installs anew."""
+        _lock._at_fork_reinit()  # type: ignore[attr-defined]  # as the stdlib does
+        Installation.present = None
+        self._watch.end()
+        self._http.is_on = False
+        of_a_step = executing.get(None) is not None
+        for layer in self._layers:
+            layer.tap = self._http.tell if of_a_step and layer.name == METHOD else None
 
     def _join(self, provider_hosts: Iterable[tuple[str, str]]) -> None:
         self._users += 1

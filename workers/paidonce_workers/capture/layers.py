@@ -25,7 +25,7 @@ class Layer:
     def __init__(self, owner: type, name: str, *, is_async: bool) -> None:
         self.tap: Tap | None = None
         self._owner = owner
-        self._name = name
+        self.name = name
         self._original: Any = owner.__dict__[name]
         self._function = (_async_function if is_async else _function)(self, self._original)
         self._code = self._function.__code__
@@ -35,8 +35,8 @@ class Layer:
         """Tap no more, and leave the class as it was unless somebody has wrapped us since."""
         self.tap = None
         function = self._function
-        if self._owner.__dict__.get(self._name) is function and function.__code__ is self._code:
-            setattr(self._owner, self._name, self._original)
+        if self._owner.__dict__.get(self.name) is function and function.__code__ is self._code:
+            setattr(self._owner, self.name, self._original)
 
 
 def put(owner: type, name: str, tap: Tap, *, is_async: bool = False, abstract: tuple[type, ...] = ()) -> Layer | None:

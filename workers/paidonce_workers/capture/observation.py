@@ -35,6 +35,8 @@ REQUEST_ID_HEADERS: Final = (
 GIVEN_UP_WAITING: Final = frozenset({"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"})
 """Errors of the HTTP libraries that say: the request was sent, and its answer took too long for the client."""
 GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
+GOES_ON: Final = frozenset({"queued", "in_progress", "validating", "finalizing"})
+"""States of work that is not done with the answer that begins it: its usage comes with a later one."""
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
 
 _STATED_COST: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{0,60})?([eE][+-]?[0-9]{1,3})?")
@@ -143,6 +145,10 @@ class Observation:
             else:
                 self._retries.answered(self._recorder, self._fingerprint)
             answer = None if reader is None else reader.answer
+            awaited_id = None
+            if answer is not None and status is not CallStatus.FAILED and answer.status in GOES_ON:
+                awaited_id = answer.id
+                answer.fields.pop("usage", None)  # how far it has come, if that
             ids = self._ids if answer is None or answer.id is None else (*self._ids, answer.id)
             captured = CapturedCall(
                 call=CallRecord(
@@ -162,6 +168,7 @@ class Observation:
                 answer=None if answer is None else answer.fields,
                 output_is_known=status is CallStatus.OK or (answer is not None and answer.has_final_usage),
                 ids=ids,
+                awaited_id=awaited_id,
             )
             self._recorder.append_captured(captured)
 

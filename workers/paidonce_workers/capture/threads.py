@@ -11,6 +11,7 @@ Outside a step both are one look at a context variable.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from types import MethodType
@@ -20,6 +21,7 @@ from paidonce.attempt_policies import attempt_policies
 from paidonce.current_step import CurrentStep, executing
 from paidonce.usage import CallRecorder, current_recorder, tool_stack
 from paidonce_workers.capture.faults import Faults
+from paidonce_workers.forked_bodies import call_in_this_process
 
 OUR_THREADS: Final = "paidonce-"
 """Threads of the worker's own machinery live longer than the step in which they happen to start."""
@@ -52,7 +54,7 @@ class Attribution:
         policies = attempt_policies.set(self._policies)
         step = None if self._step is None else executing.set(self._step)
         try:
-            return work(*args, **kwargs)
+            return call_in_this_process(functools.partial(work, *args, **kwargs))
         finally:
             if step is not None:
                 executing.reset(step)

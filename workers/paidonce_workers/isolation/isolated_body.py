@@ -15,11 +15,10 @@ from paidonce.policies import describe_failure
 from paidonce.registry import default_registry
 from paidonce.usage import CallRecorder
 from paidonce.user_errors import error_of, traceback_of
-from paidonce_models.errors import ConfigurationError
 from paidonce_models.masking import mask_names
 from paidonce_models.pricing import PriceBook
 from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
-from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt
+from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt, not_held
 from paidonce_workers.capture import install
 from paidonce_workers.declared_body import run_declared
 from paidonce_workers.isolation.child import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
@@ -51,7 +50,7 @@ def run(answers: int, keeper: int) -> None:
 
     try:
         if declaration is None:
-            raise ConfigurationError(f"the modules {', '.join(task.modules)} hold no step {task.claim.name}")
+            raise not_held(task.claim, task.modules)
         answer: bytes | ErrorInChild | BlockedAttempt = run_declared(declaration, task.claim, recorder, None, call)
     except AttemptBlocked as stopped:
         answer = stopped.blocked

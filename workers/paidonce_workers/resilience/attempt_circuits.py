@@ -183,7 +183,7 @@ class ProviderRequest:
             return
         found = describe_failure(error)
         admission = self._admission
-        reported = self._report(failure(found.kinds, found.retry_after_seconds, found.summary))
+        reported = self._report(failure(found.kinds, found.retry_after_seconds, found.summary, found.kinds_of_some))
         if admission is None or reported is None or self._breaker.ignores(found):
             self._attempt._note_end(None)
             return

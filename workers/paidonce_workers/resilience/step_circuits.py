@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from paidonce.policies import BreakerPolicy, Failure, PolicyBook, ResolvedPolicy
+from paidonce.policies import BreakerPolicy, Failure, PolicyBook, ResolvedPolicy, leaves_of
 from paidonce.policies.failures import class_name
 from paidonce.policies.policy import WhenOpen
 from paidonce.registry import AnyStep
@@ -177,6 +177,8 @@ def parking_for(policy: ResolvedPolicy, wait_seconds: float | None) -> Parking:
 def outcome_for(error: BaseException, found: Failure) -> Outcome:
     """How a call that raised this ended, for its circuit. An interrupt, another open circuit or a value
     that cannot be stored says nothing of it."""
-    if not isinstance(error, Exception) or not SAYS_NOTHING.isdisjoint(found.kinds):
+    leaves = leaves_of(error)
+    is_interrupt = not all(isinstance(leaf, Exception) for leaf in leaves)
+    if is_interrupt or all(isinstance(leaf, CONTROL) for leaf in leaves) or not SAYS_NOTHING.isdisjoint(found.kinds):
         return NEUTRAL
-    return failure(found.kinds, found.retry_after_seconds, found.summary)
+    return failure(found.kinds, found.retry_after_seconds, found.summary, found.kinds_of_some)

@@ -1,0 +1,85 @@
+"""Modules of a project that bear the name of an installed package, or of Python's own library.
+
+The folder of the project comes first on the path, so whoever imports such a name gets the project's file: a file
+``agents.py`` takes the place of the OpenAI Agents SDK's package, ``celery.py`` that of the worker itself. What then
+fails is somewhere else, and says nothing of it. Only names are compared and files looked for; nothing is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+MOST_FILES = 1_000
+"""Of a folder that are compared."""
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shadow:
+    """Two files of one name."""
+
+    name: str
+    own: str
+    """The project's, which is imported."""
+    installed: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.own} has the name of {self.installed}, and every `import {self.name}` of this process means the "
+            "former: rename it"
+        )
+
+
+def shadow_of(name: str) -> Shadow | None:
+    """Whether a name that the path finds in the project is that of something installed, too."""
+    top = name.partition(".")[0]
+    own: str | None = None
+    for entry in sys.path:
+        spec = PathFinder.find_spec(top, [entry])
+        origin = None if spec is None else _file_of(spec)
+        if origin is None:
+            continue
+        if is_installed(origin):
+            return None if own is None or own == origin else Shadow(name=top, own=own, installed=origin)
+        own = own or origin
+    return None
+
+
+def shadows_in(folder: Path, modules: Iterable[ModuleType]) -> list[Shadow]:
+    """Files of a folder that will be imported in the place of what this process has imported from elsewhere."""
+    installed: dict[str, str] = {}
+    for module in modules:
+        name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None)
+        if isinstance(name, str) and "." not in name and isinstance(file, str) and is_installed(file):
+            installed[name] = file
+    found = []
+    for own in _importable(folder):
+        name = own.parent.name if own.name == "__init__.py" else own.stem
+        if name in installed and str(own) != installed[name]:
+            found.append(Shadow(name=name, own=str(own), installed=installed[name]))
+    return sorted(found, key=lambda shadow: shadow.name)
+
+
+def _importable(folder: Path) -> list[Path]:
+    try:
+        return [*folder.glob("*.py"), *folder.glob("*/__init__.py")][:MOST_FILES]
+    except OSError:
+        return []
+
+
+def _file_of(spec: ModuleSpec) -> str | None:
+    return spec.origin if spec.has_location else None
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to Python's own library or to an installed package."""
+    path = Path(file)
+    if any(part in _INSTALLED for part in path.parts):
+        return True
+    return any(path.is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))

@@ -1,0 +1,273 @@
+"""How long the other side asks to be left alone: in an answer's headers, in an attribute of the error, in its body.
+
+Providers say it in different places: ``Retry-After`` in seconds or as a date, ``retry-after-ms`` (OpenAI, Azure), a
+``RetryInfo`` among the details of the error (Gemini), a field ``retry_after``, a sentence ("Please try again in 1.2s"),
+or the moment at which an exhausted limit is full again (``x-ratelimit-reset-tokens``, ``anthropic-ratelimit-*-reset``).
+
+It calls nothing on a foreign object but attributes and headers, and reads only a body that its client has read. What
+is searched is bounded, and what is no sensible time counts as nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+LONGEST_SECONDS: Final = 7 * 86_400.0
+"""What is asked beyond this is cut to it: as long as a step may stay parked by default."""
+LARGEST_BODY_BYTES: Final = 64 * 1024
+LONGEST_TEXT: Final = 4_096
+MOST_VALUES: Final = 200
+DEEPEST_VALUE: Final = 8
+
+_TELLS_A_WAIT: Final = frozenset({408, 409, 425, 429})
+_FIELDS: Final = {
+    "retry_after": 1.0,
+    "retry_after_seconds": 1.0,
+    "retry_after_ms": 0.001,
+    "retryAfter": 1.0,
+    "retryAfterSeconds": 1.0,
+    "retryAfterMs": 0.001,
+    "retryDelay": 1.0,
+    "retry_delay": 1.0,
+}
+"""Fields of a body, and the seconds that a bare number in them means. Gemini's ``retryDelay`` is a text as ``13s``."""
+_SENTENCE: Final = re.compile(r"\b(?:try(?:ing)? again|retry|retrying|wait)\s+(?:again\s+)?(?:in|after|for)\s+", re.I)
+_AMOUNT: Final = re.compile(
+    r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*"
+    r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![A-Za-z])",
+    re.I,
+)
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_RESET: Final = re.compile(r"(?:x-ratelimit-reset|ratelimit-reset)(?:-([a-z-]+))?|anthropic-ratelimit-([a-z-]+)-reset")
+_SMALLEST_EPOCH: Final = 1e9
+"""A bare number in a reset header above this is a moment since 1970, below it a number of seconds."""
+
+
+def asked_wait_seconds(error: Exception, status: int | None, clock: Callable[[], datetime]) -> float | None:
+    """What the error asks for, 0 or more; ``None`` if it does not say. ``clock`` is asked where that is a date."""
+    headers = _headers_of(error)
+    found = _in_retry_after(headers, clock)
+    if found is None:
+        found = _in_attribute(error)
+    if found is None and status is not None and (status in _TELLS_A_WAIT or status >= 500):
+        found = _in_bodies(error)
+        if found is None and status == 429:
+            found = _until_limits_are_reset(headers, clock)
+    return None if found is None else min(max(found, 0.0), LONGEST_SECONDS)
+
+
+def attribute(holder: object, name: str) -> object:
+    """An attribute of a foreign object, or an entry of a dictionary; ``None`` where there is none or it raises."""
+    if isinstance(holder, dict) and name in holder:
+        return holder[name]
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # noqa: BLE001 - a client's property may raise anything, and here only its value counts
+        return None
+
+
+# -- headers -----------------------------------------------------------------------------
+
+
+def _headers_of(error: Exception) -> list[Mapping[str, str]]:
+    response = attribute(error, "response")
+    sources = (
+        attribute(response, "headers"),
+        attribute(error, "headers"),
+        attribute(attribute(response, "ResponseMetadata"), "HTTPHeaders"),  # botocore
+    )
+    return [_lower_case(source) for source in sources]
+
+
+def _in_retry_after(sources: list[Mapping[str, str]], clock: Callable[[], datetime]) -> float | None:
+    for headers in sources:
+        milliseconds = _number(headers.get("retry-after-ms"))  # openai's and Azure's, finer than the standard's
+        if milliseconds is not None:
+            return milliseconds / 1000
+        text = headers.get("retry-after")
+        seconds = _number(text)
+        if seconds is None and text is not None:
+            seconds = _until(_date(text), clock)
+        if seconds is not None:
+            return seconds
+    return None
+
+
+def _until_limits_are_reset(sources: list[Mapping[str, str]], clock: Callable[[], datetime]) -> float | None:
+    """The longest time until a limit is full again, of those that are used up."""
+    waits: list[float] = []
+    for headers in sources:
+        for name, text in list(headers.items())[:MOST_VALUES]:
+            match = _RESET.fullmatch(name)
+            if match is None:
+                continue
+            left = _number(headers.get(name.replace("reset", "remaining")))
+            seconds = _span(text)
+            if seconds is None and (number := _number(text)) is not None:
+                seconds = number if number < _SMALLEST_EPOCH else number - clock().timestamp()
+            if seconds is None:
+                seconds = _until(_moment(text), clock)
+            if seconds is not None and seconds >= 0 and not left:
+                waits.append(seconds)
+    return max(waits, default=None)
+
+
+def _lower_case(headers: object) -> Mapping[str, str]:
+    """Headers by lower-case name, from any client's mapping."""
+    items = attribute(headers, "items")
+    try:
+        pairs = list(items()) if callable(items) else []
+        return {str(name).lower(): str(value).strip() for name, value in pairs}
+    except Exception:  # noqa: BLE001 - a foreign object that only looked like headers
+        return {}
+
+
+# -- the error itself, and its body ------------------------------------------------------
+
+
+def _in_attribute(error: Exception) -> float | None:
+    asked = attribute(error, "retry_after")
+    if isinstance(asked, timedelta):
+        return asked.total_seconds()
+    if isinstance(asked, int) and not isinstance(asked, bool):
+        return float(min(max(asked, 0), int(LONGEST_SECONDS)))
+    return _number(str(asked)) if isinstance(asked, float) else None
+
+
+def _in_bodies(error: Exception) -> float | None:
+    """In what a client has read: openai's and anthropic's ``body``, google-genai's ``details``, a response's bytes."""
+    response = attribute(error, "response")
+    for body in (
+        attribute(error, "body"),
+        attribute(error, "details"),
+        attribute(response, "_content"),  # httpx and requests, where it was read; the property may read
+        attribute(response, "Error"),  # botocore
+    ):
+        if isinstance(body, str | bytes):
+            body = _decoded(body)
+        found = _in_value(body)
+        if found is not None:
+            return found
+    return None
+
+
+def _decoded(body: str | bytes) -> object:
+    if len(body) > LARGEST_BODY_BYTES:
+        return None
+    text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _in_value(body: object) -> float | None:
+    """The longest wait that a field tells, else the first sentence that does."""
+    fields: list[float] = []
+    sentence = None
+    for name, value in _values(body):
+        if name in _FIELDS:
+            seconds = _field_seconds(value, _FIELDS[name])
+            if seconds is not None:
+                fields.append(seconds)
+        elif sentence is None and isinstance(value, str):
+            sentence = _sentence_seconds(value)
+    return max(fields, default=sentence)
+
+
+def _values(body: object) -> Iterator[tuple[str, object]]:
+    """The values of a document with their names, the outer ones first; no more than are worth a look."""
+    waiting: list[tuple[str, object, int]] = [("", body, 0)]
+    looked = 0
+    while waiting and looked < MOST_VALUES:
+        name, value, depth = waiting.pop(0)
+        looked += 1
+        if isinstance(value, dict):
+            if depth < DEEPEST_VALUE:
+                waiting += [(str(key), inner, depth + 1) for key, inner in list(value.items())[:MOST_VALUES]]
+            if name in _FIELDS:
+                yield name, value
+        elif isinstance(value, list):
+            if depth < DEEPEST_VALUE:
+                waiting += [("", inner, depth + 1) for inner in value[:MOST_VALUES]]
+        else:
+            yield name, value
+
+
+def _field_seconds(value: object, unit_seconds: float) -> float | None:
+    if isinstance(value, dict):  # protobuf's Duration, as some clients decode it
+        seconds, nanos = value.get("seconds", 0), value.get("nanos", 0)
+        numbers = [_number(str(each)) for each in (seconds, nanos) if not isinstance(each, bool)]
+        return None if None in numbers or len(numbers) < 2 else _sensible(numbers[0] + numbers[1] / 1e9)  # type: ignore[operator]  # looked at
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        number = _number(str(value)[:32])
+        return None if number is None else _sensible(number * unit_seconds)
+    if not isinstance(value, str):
+        return None
+    number = _number(value[:32])
+    return _span(value) if number is None else _sensible(number * unit_seconds)
+
+
+def _sensible(seconds: float) -> float | None:
+    return seconds if seconds >= 0 else None
+
+
+def _sentence_seconds(text: str) -> float | None:
+    match = _SENTENCE.search(text[:LONGEST_TEXT])
+    return None if match is None else _leading_span(text[match.end() : match.end() + 100])[0]
+
+
+def _span(text: str) -> float | None:
+    """A text that is a span of time and nothing else: ``13s``, ``6m0s``, ``20ms``."""
+    seconds, rest = _leading_span(text[:100])
+    return seconds if not rest.strip() else None
+
+
+def _leading_span(text: str) -> tuple[float | None, str]:
+    """The span at a text's beginning, and what follows it."""
+    total, place, found = 0.0, 0, False
+    while (match := _AMOUNT.match(text, place)) is not None:
+        unit = match[2].lower()
+        total += float(match[1]) * (0.001 if unit.startswith(("ms", "milli")) else _UNITS[unit[0]])
+        place, found = match.end(), True
+    return (total if found else None), text[place:]
+
+
+# -- numbers and dates -------------------------------------------------------------------
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = math.nan if text is None else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text)
+    except ValueError:
+        return None
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _until(moment: datetime | None, clock: Callable[[], datetime]) -> float | None:
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (aware - clock()).total_seconds()
