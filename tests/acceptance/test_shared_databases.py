@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from paidonce import RunCancelled
@@ -105,11 +106,17 @@ def test_two_installations_work_side_by_side_in_one_database(
     for site in sites.values():
         site.upgrade()
         site.worker(*SHARED_MODULES, wait=False)
-    for name, site in sites.items():
+    for site in sites.values():
         site.workers[0].wait_ready()
-        play(site, name)
-    one, two = ({each["run_id"] for each in command(site, "runs")} for site in sites.values())
-    assert len(one) == len(two) and not one & two
+    runs = {
+        name: [site.client.submit(gathers, {"count": 5}), site.client.submit(nested, {"levels": 3})]
+        for name, site in sites.items()
+    }
+    for name, site in sites.items():
+        assert [run.result(RUN_SECONDS) for run in runs[name]] == [[0, 2, 4, 6, 8], 3]
+        with site.client.database.read() as connection:
+            found = set(connection.execute(text("SELECT root_run_id FROM runs")).scalars())
+        assert found == {run.id for run in runs[name]}
     assert set(tables(postgres_database)) == {"one", "two"}
 
 
