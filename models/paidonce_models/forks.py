@@ -12,6 +12,7 @@ A fork that does not go through Python (uWSGI without ``lazy-apps``) runs only w
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 _Actions = dict[int, tuple[weakref.ref[Any], Callable[[Any], object]]]
+_keys: Final = itertools.count()
 _before: Final[_Actions] = {}
 _in_parent: Final[_Actions] = {}
 _in_child: Final[_Actions] = {}
@@ -43,7 +45,7 @@ def leave_to_parent(*shared: object) -> None:
 
 
 def _note(actions: _Actions, owner: Any, action: Callable[[Any], object]) -> None:
-    key = id(owner)
+    key = next(_keys)
     actions[key] = (weakref.ref(owner, lambda _: actions.pop(key, None)), action)
 
 

@@ -94,10 +94,17 @@ class Site:
             journal.VARIABLE: str(self._journal),
         }
 
-    def worker(self, *modules: str, arguments: Sequence[str] = (), wait: bool = True, **settings: str) -> WorkerProcess:
-        """Start ``celery -A paidonce_workers worker`` and wait until it consumes."""
+    def worker(
+        self,
+        *modules: str,
+        arguments: Sequence[str] = (),
+        wait: bool = True,
+        program: Sequence[str] = (),
+        **settings: str,
+    ) -> WorkerProcess:
+        """Start ``celery -A paidonce_workers worker``, by ``program`` if need be, and wait until it consumes."""
         name = f"worker-{len(self.workers) + 1}"
-        command = [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", f"{name}@%h"]
+        command = [*program, sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", f"{name}@%h"]
         return self._start([*command, "--loglevel", "INFO", *arguments], name, modules, wait, settings)
 
     def upgrade(self) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from paidonce.client import RunHandle
+from paidonce_models.errors import NotFound
 from tests.acceptance.site import Site
 from tests.capture.conftest import CountingServer, counting_server, ledger_rows
 from tests.capture.test_in_a_worker import read_calls
+from tests.services.waiting import wait_until
 
 __all__ = ["counting_server"]
 
@@ -70,6 +73,49 @@ def test_a_worker_beside_it_pays_once_and_gives_the_right_result(
     events = (tmp_path / "sentry").read_text().splitlines() if (tmp_path / "sentry").exists() else []
     assert not [event for event in events if "quotes a prompt" in event]
     worker.stop()
+
+
+PRODUCER = """
+import sys
+
+import sentry_sdk
+from celery import Celery
+from sentry_sdk.integrations.celery import CeleryIntegration
+
+sentry_sdk.init(dsn="http://key@127.0.0.1:1/1", integrations=[CeleryIntegration()], traces_sample_rate=1.0)
+app = Celery("team", broker=sys.argv[1])
+with sentry_sdk.start_transaction(name="a request"):
+    print(app.send_task("paidonce.submit", kwargs={"agent": "traced", "input": {}}, queue="paidonce.submit").id)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_ddtrace_run_executes_what_a_producer_beside_sentry_submits(
+    site: Site,
+    counting_server: CountingServer,
+) -> None:
+    worker = site.worker(MODULE, arguments=("-c", "2"), program=(str(Path(sys.executable).with_name("ddtrace-run")),))
+    sent = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PRODUCER, site.broker_url],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    alias = sent.stdout.split()[-1]
+    handle = wait_until(lambda: find(site, alias), "the submission became a run", 20)
+    site.wait_state(handle, "succeeded", "failed", "blocked", timeout=RUN_SECONDS)
+    assert handle.result(1) == [0, 4, 2, 2, -1]
+    calls = read_calls(Path(site.settings["home"]) / "paidonce.db")
+    assert ledger_rows(calls) == counting_server.rows()
+    assert worker.stop() == 0
+
+
+def find(site: Site, alias: str) -> RunHandle | None:
+    try:
+        return site.stranger.run(alias)
+    except NotFound:
+        return None
 
 
 ORDERS = [
