@@ -64,7 +64,7 @@ def test_what_a_person_says_is_what_the_agent_gets(project: Project, run_id: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say one of --succeeded JSON, --failed and --retry"),
+        ([], "say one of --succeeded JSON, --kept, --failed and --retry"),
         (["--failed", "--retry"], "say one of"),
         (["--retry", "--message", "x"], "--message is for --failed"),
         (["--succeeded", "{"], "--succeeded:"),
