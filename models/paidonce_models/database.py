@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
@@ -401,8 +400,9 @@ def let_go_of_socket(connection: Any) -> None:
     try:
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), connection.fileno(), inheritable=False)
-    except (OSError, psycopg.Error):  # a child that cannot let go only delays what others see
-        return
+    except Exception as error:  # a child that cannot let go only delays what others see
+        if not isinstance(error, OSError) and not is_fault(error):
+            raise
 
 
 def _has_connections(engine: Engine) -> bool:

@@ -151,8 +151,8 @@ class Handle:
 
 def test_of_an_object_without_a_form_its_data_are_kept_for_people(stand: Stand) -> None:
     run_id = blocked_by(stand, declared(Handle, object))
-    client = Client(Settings.model_construct(**Settings().model_dump()))
-    client.__dict__["database"] = stand.database
+    client = Client(Settings(namespace=NAMESPACE))
+    client._database = stand.database
     with pytest.raises(InvalidInput, match="only a text for people"):
         client.resolve(run_id, 1, result=KEPT)
     with stand.database.read() as connection:
@@ -170,8 +170,8 @@ def test_a_person_may_say_what_it_was_or_ask_for_another_attempt(
 ) -> None:
     first = declared(AT, str)
     run_id = blocked_by(stand, first)
-    client = Client(Settings())
-    client.__dict__["database"] = stand.database
+    client = Client(Settings(namespace=NAMESPACE))
+    client._database = stand.database
     monkeypatch.setattr(client, "_publish", stand.publisher.publish)
     client._registry = stand.worker(first, name="registry").executor._registry
     client.resolve(run_id, 1, **how)
