@@ -2,7 +2,8 @@
 #   make demo    an agent is killed in the middle, goes on, and shows its bill
 #   make test    the tests on SQLite and the embedded broker, and on the servers that are reachable
 #   make test-neighbours
-#                the tests beside other software (Sentry, OpenTelemetry, gunicorn …), in an environment of their own
+#                the tests beside other software (Sentry, OpenTelemetry, gunicorn, PgBouncer, another team …), in an
+#                environment of their own
 #   make lint    what CI checks before it runs the tests
 #   make bench   the benchmarks beside their neighbours (needs PostgreSQL)
 # Variables: PYTHON=python3.12 (the interpreter for a new environment), VENV=.venv, ARGS="more arguments",
@@ -25,7 +26,7 @@ test: $(VENV)/.ready-test
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not chaos and not browser and not slow and not neighbour" $(ARGS)
 
 test-neighbours: $(VENV)-neighbours/.ready-neighbours
-	@$(VENV)-neighbours/bin/python -m pytest tests/neighbours -n $(JOBS) --dist loadfile -m neighbour -p no:ddtrace $(ARGS)
+	@$(VENV)-neighbours/bin/python -m pytest -n $(JOBS) --dist loadfile -m neighbour -p no:ddtrace $(ARGS)
 
 lint: lint-rules lint-format lint-types lint-imports  # all of them in spite of errors: make --keep-going lint
 

@@ -21,6 +21,8 @@ from tests.services.postgres import PostgresCluster
 from tests.services.secured import MASTER, StartRedis, TlsTerminator, Watched
 from tests.services.valkey import RedisServer
 
+pytestmark = pytest.mark.neighbour
+
 PASSWORD = "p@ss:w/o%r#d?ü&+=;,x"
 QUOTED = quote(PASSWORD, safe="")
 WRONG = "wr@ng:s/e%c#r?et&+=9"

@@ -22,6 +22,8 @@ TEAM = """
 import asyncio
 from paidonce import agent, step
 
+pytestmark = pytest.mark.neighbour
+
 @step
 def write(number: int) -> str:
     return "{team}"

@@ -22,7 +22,7 @@ from tests.acceptance.site import RUN_SECONDS, Site
 from tests.services.pgbouncer import PgBouncer
 from tests.services.waiting import wait_until
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.neighbour]
 
 
 def command(site: Site, *arguments: str) -> Any:

@@ -39,6 +39,8 @@ REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
+pytestmark = pytest.mark.neighbour
+
 revision = "0001"  # as many teams count, and we do
 down_revision = None
 

@@ -18,6 +18,8 @@ from paidonce_models.sessions import Pooler
 from paidonce_models.store.submission import submit_run
 from tests.models.stored_runs import new_run
 
+pytestmark = pytest.mark.neighbour
+
 SETTINGS = {
     "lock_timeout": "6s",
     "statement_timeout": "1min",
