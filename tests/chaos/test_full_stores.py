@@ -17,7 +17,7 @@ import pytest
 from celery import Celery
 
 from paidonce.client import RunHandle
-from paidonce_models.errors import NotFound, RunFailed
+from paidonce_models.errors import NotFound, RunBlocked
 from tests.chaos.agents import large_answers
 from tests.chaos.engines import Engines
 from tests.chaos.stage import ALL_AGENTS, QUICK_LEASES, Stage, seconds_since
@@ -181,7 +181,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON payloads FOR EACH ROW WHEN (NEW.size > 10
 """
 
 
-def test_a_result_that_postgresql_refuses_is_paid_once_and_fails_its_step(
+def test_a_result_that_postgresql_refuses_is_paid_once_and_blocks_its_run(
     postgres_database: str, redis_url: str, make_stage: MakeStage
 ) -> None:
     stage = make_stage(Engines(name="refusing", database_url=postgres_database, broker_url=redis_url), **QUICK_LEASES)
@@ -190,10 +190,10 @@ def test_a_result_that_postgresql_refuses_is_paid_once_and_fails_its_step(
     stage.start(workers=1)
     given = {"server": stage.server.url, "steps": STEPS, "latency_ms": 10.0}
     handle = stage.client.submit(large_answers, given)
-    with pytest.raises(RunFailed, match="too large for us"):
+    with pytest.raises(RunBlocked, match="too large for us"):
         handle.result(timeout=60)
     [attempt] = stage.attempts()
-    assert attempt.outcome == "failed" and "StatementRefused" in str(attempt.error)
+    assert attempt.outcome == "blocked" and "result_not_storable" in str(attempt.error)
     assert stage.evidence().requests == stage.count("SELECT count(*) FROM calls") == 1
     stage.assert_ledger_adds_up()
 

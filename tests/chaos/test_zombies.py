@@ -110,7 +110,7 @@ def test_a_worker_frozen_in_its_transaction_blocks_others_for_seconds_only_and_i
     )
     point = "before the completion's commit with its advance"
     stage.start(modules=WITH_FAULTS, environment=fault(point, stage.folder, "SIGSTOP"))
-    stage.submit(8, steps=30, latency_ms=200)
+    stage.submit(8, steps=60, latency_ms=200)
     marker = stage.folder / point
     wait_until(marker.exists, "a worker froze in its transaction", 60)
     zombie = psutil.Process(int(wait_until(marker.read_text, "it wrote its name", 5)))
@@ -123,7 +123,7 @@ def test_a_worker_frozen_in_its_transaction_blocks_others_for_seconds_only_and_i
     assert held, "the steps of the frozen worker were taken back"
     zombie.resume()
     wait_until(lambda: stage.evidence().lost == 0, "everything that came back is fenced", 30)
-    stage.assert_all_succeeded(30)
+    stage.assert_all_succeeded(60)
     evidence = stage.evidence()
     assert (evidence.twice_accepted, evidence.unaccounted) == (0, 0)
     assert evidence.fenced == len(held)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CAREFUL_SECONDS: Final = 10.0
 """After a death. Messages that the dead process had are redelivered at once, or sent again within seconds."""
+CAREFUL_SECONDS_AT_START: Final = 5.0
+"""What ended the predecessor is delivered as soon as somebody takes its messages."""
 _ENDED: Final = (Sign.DEAD, Sign.MISSING)
 
 
@@ -36,12 +38,15 @@ class CarefulPeriod:
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, struct.calcsize("d"))
-        self.extend()
+        self._set(CAREFUL_SECONDS_AT_START)
 
     def extend(self) -> None:
-        """A process has died, or this one has started."""
+        """A process has died."""
+        self._set(CAREFUL_SECONDS)
+
+    def _set(self, seconds: float) -> None:
         # CLOCK_MONOTONIC is the machine's, the same in each process.
-        struct.pack_into("d", self._shared, 0, time.monotonic() + CAREFUL_SECONDS)
+        struct.pack_into("d", self._shared, 0, time.monotonic() + seconds)
 
     @property
     def lasts(self) -> bool:
