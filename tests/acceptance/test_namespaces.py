@@ -18,11 +18,11 @@ from paidonce_models.queues import broker_queue_name
 from tests.acceptance.site import RUN_SECONDS, Site, WorkerProcess
 from tests.services.waiting import wait_until
 
+pytestmark = pytest.mark.neighbour
+
 TEAM = """
 import asyncio
 from paidonce import agent, step
-
-pytestmark = pytest.mark.neighbour
 
 @step
 def write(number: int) -> str:

