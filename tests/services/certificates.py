@@ -23,9 +23,13 @@ class Certificates:
 def make_certificates(folder: Path) -> Certificates:
     """By the program ``openssl``; skips the test where there is none."""
     made = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    # Python 3.13 verifies strictly: an authority says what its key is for, and certificates whose key has signed them.
+    (folder / "names").write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+    )
     ca_key, request = folder / "ca.key", folder / "server.csr"
-    of_ca = ("-days", "2", "-subj", "/CN=Paidonce test authority", "-keyout", ca_key, "-out", made.authority)
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    of_ca = (*usage, "-days", "2", "-subj", "/CN=Paidonce test authority", "-keyout", ca_key, "-out", made.authority)
     signed = ("-in", request, "-CA", made.authority, "-CAkey", ca_key, "-CAcreateserial", "-days", "2")
     for arguments in (
         ("req", "-x509", *_CURVE, *of_ca),
