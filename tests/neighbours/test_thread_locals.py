@@ -32,7 +32,7 @@ def shaky(number: int, fails: bool) -> int:
 
 
 @agent
-async def patient(number: int) -> list[int]:
+async def tenacious_retries(number: int) -> list[int]:
     tries = itertools.count(1)
 
     @retry(retry=retry_if_exception_type(StepFailed), stop=stop_after_attempt(5), wait=wait_fixed(0.05))
@@ -71,7 +71,7 @@ def test_retries_of_tenacity_go_on_whichever_thread_has_the_next_event(project: 
     with project.started("worker", "agents_by_thread.py", "--concurrency", "8") as worker:
         wait_until(lambda: " ready." in project.log() or worker.poll() is not None, "the worker is ready", 60)
         client = project.client()
-        patient = [client.submit("patient", {"number": number}) for number in range(RUNS)]
+        patient = [client.submit("tenacious_retries", {"number": number}) for number in range(RUNS)]
         bound = [client.submit("bound", {"number": number}) for number in range(RUNS)]
         for number in range(RUNS):
             assert patient[number].result(timeout=50) == [number, 4, number], project.log()
