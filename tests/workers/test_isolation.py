@@ -95,6 +95,29 @@ def gives_a_handle() -> Any:
     return {"answer": "paid for", "handle": object()}
 
 
+def exit_code_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@step(name="isolated.forks")
+def forks() -> str:
+    pid = os.fork()
+    if pid == 0:
+        return "child"
+    assert exit_code_of(pid) == 0
+    return "parent"
+
+
+@step(name="isolated.forks_async")
+async def forks_async() -> str:
+    await asyncio.sleep(0)
+    pid = os.fork()
+    if pid == 0:
+        raise ValueError("in the child")
+    assert exit_code_of(pid) == 1
+    return "parent"
+
+
 @agent(name="isolates")
 async def isolates(name: str) -> Any:
     calls = {
@@ -108,13 +131,15 @@ async def isolates(name: str) -> Any:
         "leaves_a_thread": leaves_a_thread,
         "hangs": hangs,
         "gives_a_handle": gives_a_handle,
+        "forks": forks,
+        "forks_async": forks_async,
     }
     return await calls[name]()
 
 
 DECLARATIONS = (
     *(isolates, process, async_process, fails, wavers, asks, dies, spends_and_dies, leaves_a_thread, hangs),
-    gives_a_handle,
+    *(gives_a_handle, forks, forks_async),
 )
 
 
@@ -236,6 +261,14 @@ def test_a_thread_that_the_body_leaves_behind_does_not_hold_its_result(stand: St
     run_id = lost_twice(stand, "leaves_a_thread")
     stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
     assert stand.run(run_id).result == b'"done"'
+
+
+@pytest.mark.parametrize("name", ["forks", "forks_async"])
+def test_what_the_body_forks_does_not_tell_the_steps_result(stand: Stand, name: str) -> None:
+    run_id = lost_twice(stand, name)
+    stand.worker(*DECLARATIONS, modules=(HERE,)).executor.execute(run_id, 1)
+    assert stand.run(run_id).result == b'"parent"'
+    assert [attempt.outcome for attempt in stand.attempts(run_id)] == ["lost", "lost", "accepted"]
 
 
 def test_an_interrupt_ends_the_child(stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
