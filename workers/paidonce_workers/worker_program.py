@@ -27,6 +27,7 @@ from click.core import ParameterSource
 
 from paidonce.broker_check import check_connection
 from paidonce_models.errors import ConfigurationError, PaidonceError
+from paidonce_models.masking import mask_values
 from paidonce_models.queues import SUBMIT_QUEUE
 from paidonce_workers.autoscaling import Autoscaler
 from paidonce_workers.draining import (
@@ -188,6 +189,13 @@ class Worker(celery_worker.Worker):  # type: ignore[misc] # Celery publishes no 
         """Celery's own, also for ``celery control shutdown``, at which no signal is sent: it is to end in time, too."""
         self._begin_to_stop()
         super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
+
+    def stats(self) -> object:
+        """Celery's own, for ``celery inspect stats``; whoever reaches the broker reads it.
+
+        Celery takes out the broker's password alone, and not those in its transport options (a sentinel's).
+        """
+        return mask_values(super().stats())
 
     def _begin_to_stop(self, **_: object) -> None:
         """Start the clock of the drain, once."""
