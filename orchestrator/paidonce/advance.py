@@ -116,8 +116,8 @@ class SliceMarking(Protocol):
         """Whether such a time is now."""
         raise NotImplementedError
 
-    def around(self, run_id: str) -> AbstractContextManager[None]:
-        """The time in which the agent's code runs."""
+    def around(self, run_id: str, signature: str) -> AbstractContextManager[None]:
+        """The time in which the agent's code, of this signature, runs."""
         raise NotImplementedError
 
 
@@ -177,8 +177,7 @@ class Advancer:
                 continue
             try:
                 served = entry.requests
-                with self._marked(run_id):
-                    step = self._advance_locked(entry)
+                step = self._advance_locked(entry)
             finally:
                 entry.lock.release()
             result.outcome = step.outcome
@@ -188,9 +187,6 @@ class Advancer:
             if entry.requests == served:
                 break
         return result
-
-    def _marked(self, run_id: str) -> AbstractContextManager[None]:
-        return nullcontext() if self._marks is None or not self._marks.are_needed else self._marks.around(run_id)
 
     def _advance_locked(self, entry: CacheEntry) -> AdvanceResult:
         while True:
@@ -342,10 +338,18 @@ class Advancer:
 
     def _feed(self, entry: CacheEntry, machine: Machine, events: Sequence[Event]) -> None:
         """Run the agent, in its own thread. Raises ``ThreadBusy``: nothing was fed; another thread must replay it."""
-        if self._slices is None or entry.thread is None or not events:
-            machine.feed_all(events)
-        else:
-            self._slices.call(entry.thread, functools.partial(machine.feed_all, events))
+        if not events:
+            return machine.feed_all(events)
+        with self._marked(machine):
+            if self._slices is None or entry.thread is None:
+                machine.feed_all(events)
+            else:
+                self._slices.call(entry.thread, functools.partial(machine.feed_all, events))
+
+    def _marked(self, machine: Machine) -> AbstractContextManager[None]:
+        if self._marks is None or not self._marks.are_needed:
+            return nullcontext()
+        return self._marks.around(machine.run_id, machine.declaration.signature)
 
     def _read_on(self, connection: Connection, run_id: str, machine: Machine | None) -> RunLog | None:
         """A short rest of the log in one statement; ``None`` where it is long or there is no run."""

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -439,3 +440,35 @@ def test_an_agent_sees_one_thread_whichever_of_the_workers_threads_has_its_event
     for run_id in run_ids:
         view = store.run(run_id)
         assert (view.state, json.loads(view.result or b"")) == ("succeeded", [3, 1])
+
+
+class Marks:
+    """What was marked, and whether the agent ran meanwhile."""
+
+    are_needed = True
+
+    def __init__(self) -> None:
+        self.marked: list[tuple[str, str]] = []
+
+    @contextmanager
+    def around(self, run_id: str, signature: str) -> Iterator[None]:
+        self.marked.append((run_id, signature))
+        yield
+
+
+def test_only_code_that_runs_here_is_marked_and_results_are_committed_before_it(store: Store) -> None:
+    process, stranger = Process(store), Process(store, first)
+    marks, nothing = Marks(), Marks()
+    process.advancer._marks, stranger.advancer._marks = marks, nothing
+    run_id = store.submit(advanced, text="t")
+    assert stranger.advancer.advance(run_id).outcome is Advanced.NOT_HELD
+    assert nothing.marked == []
+    process.advance(run_id)
+    assert marks.marked == [(run_id, advanced.signature)]
+    claim = store.claim(run_id, 1)
+    before = store.writes
+    process.complete(claim, "one")
+    assert store.writes == before + 2, "the completion, then the advance"
+    assert len(marks.marked) == 2
+    process.advance(run_id)
+    assert len(marks.marked) == 2, "there was nothing to run"

@@ -78,7 +78,6 @@ class Scene:
                 worker="watcher",
                 period=CarefulPeriod(),
                 signs=self.signs,  # type: ignore[arg-type]  # as above
-                signature_of=lambda agent, version: "signature",
             ),
         )
 

@@ -120,7 +120,7 @@ class DeathWatch:
         held = self._database.transact(lambda connection: mark_dead(connection, worker))
         if held is None:  # it has appeared again
             return
-        self._marks.blame(worker)
+        self._marks.blame(worker, counts=may_blame)
         with self._database.read() as connection:
             keys = leases_of(connection, worker)
         messages: list[Message] = []

@@ -21,13 +21,15 @@ from typing import Final
 
 from paidonce_models.database import Database
 from paidonce_models.errors import StoreError
-from paidonce_models.store.slice_marks import BlamedRun, SignatureOf, blame_slices, delete_mark, marked_by, set_mark
+from paidonce_models.store.slice_marks import BlamedRun, blame_slices, delete_mark, marked_by, set_mark
 from paidonce_workers.signs_of_life import Sign, SignsOfLife
 
 log = logging.getLogger(__name__)
 
 CAREFUL_SECONDS: Final = 10.0
 """After a death. Messages that the dead process had are redelivered at once, or sent again within seconds."""
+PATIENCE_SECONDS: Final = 1.0
+"""For the marked slice of another run in this process."""
 CAREFUL_SECONDS_AT_START: Final = 5.0
 """What ended the predecessor is delivered as soon as somebody takes its messages."""
 _ENDED: Final = (Sign.DEAD, Sign.MISSING)
@@ -65,14 +67,12 @@ class SliceMarks:
         worker: str,
         period: CarefulPeriod,
         signs: SignsOfLife,
-        signature_of: SignatureOf,
     ) -> None:
         self._database = database
         self._namespace = namespace
         self._worker = worker
         self._period = period
         self._signs = signs
-        self._signature_of = signature_of
         self._one_at_a_time = threading.RLock()
 
     @property
@@ -81,25 +81,32 @@ class SliceMarks:
         return self._period.lasts
 
     @contextmanager
-    def around(self, run_id: str) -> Iterator[None]:
+    def around(self, run_id: str, signature: str) -> Iterator[None]:
         """Mark the run for the time of the block. Raises ``StoreUnreachable`` before it while the store is away."""
-        with self._one_at_a_time:
+        # A slice that blocks for long must not keep all others waiting: then a death tells of two runs.
+        is_alone = self._one_at_a_time.acquire(timeout=PATIENCE_SECONDS)
+        try:
             with self._database.read() as connection:
                 before = marked_by(connection, self._namespace, run_id)
             if before and before != self._worker and self._has_ended(before):
-                self.blame(before)  # nobody has looked yet
+                self.blame(before, counts=True)  # nobody has looked yet
             self._database.transact(
-                lambda connection: set_mark(connection, namespace=self._namespace, run_id=run_id, worker=self._worker)
+                lambda connection: set_mark(
+                    connection, namespace=self._namespace, run_id=run_id, worker=self._worker, signature=signature
+                )
             )
             try:
                 yield
             finally:
                 self._delete(run_id)
+        finally:
+            if is_alone:
+                self._one_at_a_time.release()
 
-    def blame(self, worker: str) -> None:
-        """A process is dead: what it had marked was running in it."""
+    def blame(self, worker: str, *, counts: bool) -> None:
+        """A process is dead: what it had marked was running in it. ``counts`` unless it was killed from outside."""
         self._period.extend()
-        blamed = self._database.transact(lambda connection: blame_slices(connection, worker, self._signature_of))
+        blamed = self._database.transact(lambda connection: blame_slices(connection, worker, counts=counts))
         for run in blamed:
             _tell(run)
 

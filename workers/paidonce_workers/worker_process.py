@@ -118,7 +118,6 @@ class WorkerProcess:
             worker=worker,
             period=period,
             signs=self._signs,
-            signature_of=self._signature_of,
         )
         advancer = Advancer(
             self.database,
@@ -182,10 +181,6 @@ class WorkerProcess:
                 interrupt_seconds=machinery.interrupt_seconds, hand_back_seconds=machinery.hand_back_seconds
             ),
         )
-
-    def _signature_of(self, agent: str, version: str | None) -> str:
-        declaration = self.registry.agent(agent, version)
-        return "" if declaration is None else declaration.signature
 
     def start_capture(self) -> None:
         """From now on requests to providers inside a step are recorded."""

@@ -6,7 +6,7 @@ does: it is set before that code runs and deleted when it has come to its next a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,26 +21,24 @@ outside at just that moment is one of them; three are not chance."""
 
 _FIND = text("SELECT worker FROM slice_marks WHERE run_id = :run_id AND namespace = :namespace")
 _SET = text(
-    "INSERT INTO slice_marks (run_id, namespace, worker, deaths, marked_at_us) "
-    "SELECT id, namespace, CAST(:worker AS VARCHAR), 0, paidonce_now() FROM runs "
+    "INSERT INTO slice_marks (run_id, namespace, worker, signature, deaths, marked_at_us) "
+    "SELECT id, namespace, CAST(:worker AS VARCHAR), CAST(:signature AS VARCHAR), 0, paidonce_now() FROM runs "
     "WHERE id = :run_id AND namespace = :namespace "
-    "ON CONFLICT (run_id) DO UPDATE SET worker = :worker, marked_at_us = paidonce_now()"
+    "ON CONFLICT (run_id) DO UPDATE SET worker = :worker, signature = :signature, marked_at_us = paidonce_now()"
 )
 # Guarded by the worker: another process may have set its own in the meantime.
 _DELETE = text("DELETE FROM slice_marks WHERE run_id = :run_id AND worker = :worker")
 _BLAME = text(
-    "UPDATE slice_marks SET deaths = deaths + 1, worker = '' WHERE worker = :worker AND worker <> '' "
-    "RETURNING run_id, deaths"
+    "UPDATE slice_marks SET deaths = deaths + CAST(:counts AS INTEGER), worker = '' "
+    "WHERE worker = :worker AND worker <> '' RETURNING run_id, signature, deaths"
 )
-_ROUTE = text("SELECT agent, agent_version, consumed_seq FROM runs WHERE id = :run_id")
+_ROUTE = text("SELECT agent, consumed_seq FROM runs WHERE id = :run_id")
 _FORGET = text("DELETE FROM slice_marks WHERE run_id = :run_id")
 _FORGET_ENDED = text(
     "DELETE FROM slice_marks WHERE namespace = :namespace AND run_id IN (SELECT m.run_id FROM slice_marks m "
     "JOIN runs ON runs.id = m.run_id WHERE m.namespace = :namespace "
     "AND runs.state IN ('succeeded', 'failed', 'cancelled'))"
 )
-
-SignatureOf = Callable[[str, str | None], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +55,10 @@ def marked_by(connection: Connection, namespace: str, run_id: str) -> str:
     return str(connection.execute(_FIND, {"namespace": namespace, "run_id": run_id}).scalar_one_or_none() or "")
 
 
-def set_mark(connection: Connection, *, namespace: str, run_id: str, worker: str) -> None:
-    """Say that this process advances the run now; does nothing where the namespace has no such run."""
-    connection.execute(_SET, {"namespace": namespace, "run_id": run_id, "worker": worker})
+def set_mark(connection: Connection, *, namespace: str, run_id: str, worker: str, signature: str) -> None:
+    """Say that this process runs the run's agent now; does nothing where the namespace has no such run."""
+    given = {"namespace": namespace, "run_id": run_id, "worker": worker, "signature": signature}
+    connection.execute(_SET, given)
 
 
 def delete_mark(connection: Connection, *, run_id: str, worker: str) -> None:
@@ -67,15 +66,16 @@ def delete_mark(connection: Connection, *, run_id: str, worker: str) -> None:
     connection.execute(_DELETE, {"run_id": run_id, "worker": worker})
 
 
-def blame_slices(connection: Connection, worker: str, signature_of: SignatureOf) -> Sequence[BlamedRun]:
+def blame_slices(connection: Connection, worker: str, *, counts: bool) -> Sequence[BlamedRun]:
     """Count the death of this process against the runs that it had marked, and block those that have had enough.
 
-    A death counts once, whoever sees it first. ``signature_of`` gives the signature of an agent and version: other
-    code sets a blocked run going again.
+    A death counts once, whoever sees it first, and not where ``counts`` is false: the process was killed from outside.
+    A run is blocked with the signature of the code that it ran in the dead process: other code sets it going again.
     """
     blamed = []
-    for row in connection.execute(_BLAME, {"worker": worker}).all():
-        is_blocked = row.deaths >= DEATHS_BEFORE_BLOCKING and _block(connection, row.run_id, row.deaths, signature_of)
+    for row in connection.execute(_BLAME, {"worker": worker, "counts": int(counts)}).all():
+        enough = counts and row.deaths >= DEATHS_BEFORE_BLOCKING
+        is_blocked = enough and _block(connection, row.run_id, row.deaths, row.signature)
         blamed.append(BlamedRun(run_id=row.run_id, deaths=row.deaths, is_blocked=is_blocked))
     return blamed
 
@@ -85,7 +85,7 @@ def forget_marks_of_ended_runs(connection: Connection, namespace: str) -> None:
     connection.execute(_FORGET_ENDED, {"namespace": namespace})
 
 
-def _block(connection: Connection, run_id: str, deaths: int, signature_of: SignatureOf) -> bool:
+def _block(connection: Connection, run_id: str, deaths: int, signature: str) -> bool:
     run = connection.execute(_ROUTE, {"run_id": run_id}).first()
     connection.execute(_FORGET, {"run_id": run_id})
     if run is None:
@@ -104,5 +104,5 @@ def _block(connection: Connection, run_id: str, deaths: int, signature_of: Signa
         from_seq=int(run.consumed_seq),
         reason=SliceEndsProcess.code,
         error=error,
-        signature=signature_of(run.agent, run.agent_version),
+        signature=signature,
     )

@@ -12,7 +12,7 @@ class SliceMark(Row, table=True):
     """A run whose agent's code runs right now, or has ended the process it ran in.
 
     Written only in the seconds after a process has died or started. ``worker`` is the process that advances the run,
-    empty once it was found dead; ``deaths`` counts those in a row.
+    empty once it was found dead; ``deaths`` counts those in a row. ``signature`` is that of the agent's code there.
     """
 
     __tablename__ = "slice_marks"
@@ -21,5 +21,6 @@ class SliceMark(Row, table=True):
     run_id: str = Field(primary_key=True, max_length=36)
     namespace: str = Field(max_length=100)
     worker: str = Field(default="", max_length=200)
+    signature: str = Field(default="", max_length=200)
     deaths: int = 0
     marked_at_us: int = Field(sa_type=BigInteger)

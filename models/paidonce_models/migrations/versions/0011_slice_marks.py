@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(length=36), nullable=False),
         sa.Column("namespace", sa.String(length=100), nullable=False),
         sa.Column("worker", sa.String(length=200), nullable=False),
+        sa.Column("signature", sa.String(length=200), nullable=False),
         sa.Column("deaths", sa.Integer(), nullable=False),
         sa.Column("marked_at_us", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id"),
