@@ -35,7 +35,7 @@ from paidonce_models.log_texts import loggable
 from paidonce_models.masking import mask
 from paidonce_models.private_files import create_private_file, tighten
 from paidonce_models.sessions import SCHEMA_RULE, Pooler, Sessions, is_schema_name
-from paidonce_models.sqlite_forks import GatedPool, close_for_fork, the_gate, watch_connections
+from paidonce_models.sqlite_forks import GatedPool, close_for_fork, watch_connections
 from paidonce_models.store_faults import error_for, is_fault, is_of_this_session, is_passing
 from paidonce_models.write_queue import WriteQueue
 
@@ -154,12 +154,10 @@ class Database:
     # -- forks -----------------------------------------------------------------
 
     def _close_for_fork(self) -> None:
-        the_gate.forks_under_way += 1
         self._fork_is_clean = close_for_fork(None if self._made is None else self._made[0])
 
     def _open_after_fork(self) -> None:
         self._fork_is_clean = True
-        the_gate.forks_under_way -= 1
 
     def _leave_to_parent(self) -> None:
         """In a forked child: no connection is used, none closed, and no lock is waited for that a thread held."""
@@ -169,8 +167,6 @@ class Database:
             # Whoever forks past Python has closed nothing.
             is_open = self._made is not None and _has_connections(self._made[0])
             self._fork_is_clean = self._fork_is_clean and not is_open
-            the_gate.forks_under_way = 0
-            the_gate.held.clear()
         for connection in list(self._opened):
             let_go_of_socket(connection)
         self._begin_empty()

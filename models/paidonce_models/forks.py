@@ -28,7 +28,11 @@ _in_child: Final[_Actions] = {}
 
 
 def before_fork(owner: T, wait: Callable[[T], object], then: Callable[[T], object]) -> None:
-    """``wait`` is called before each fork, ``then`` after it in the parent, also where the fork has failed."""
+    """``wait`` is called before each fork, ``then`` after it in the parent, also where the fork has failed.
+
+    Who asked first waits first and is the last in the parent. An owner that is made, or dropped, while a process forks
+    has only one of the two: they must not count.
+    """
     _note(_before, owner, wait)
     _note(_in_parent, owner, then)
 
@@ -49,8 +53,9 @@ def _note(actions: _Actions, owner: Any, action: Callable[[Any], object]) -> Non
     actions[key] = (weakref.ref(owner, lambda _: actions.pop(key, None)), action)
 
 
-def _run(actions: _Actions) -> None:
-    for reference, action in list(actions.values()):
+def _run(actions: _Actions, *, backwards: bool = False) -> None:
+    asked = list(actions.values())
+    for reference, action in reversed(asked) if backwards else asked:
         owner = reference()
         if owner is None:
             continue
@@ -67,6 +72,6 @@ def _report(error: Exception, action: Callable[[Any], object]) -> None:
 
 os.register_at_fork(
     before=lambda: _run(_before),
-    after_in_parent=lambda: _run(_in_parent),
+    after_in_parent=lambda: _run(_in_parent, backwards=True),
     after_in_child=lambda: _run(_in_child),
 )

@@ -22,6 +22,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import Empty
 
+from paidonce_models.forks import before_fork, in_child
+
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_SECONDS: Final = 60.0
@@ -36,6 +38,19 @@ class ForkGate:
         self.forks_under_way = 0
         self.held: dict[int, int] = {}
         """Who holds a connection: its record's identity, and the thread's."""
+
+    def shut(self) -> None:
+        """Before a fork."""
+        self.forks_under_way += 1
+
+    def reopen(self) -> None:
+        """After it, in the parent."""
+        self.forks_under_way -= 1
+
+    def forget(self) -> None:
+        """In the child, where no fork is under way and no other thread is left."""
+        self.forks_under_way = 0
+        self.held.clear()
 
     def pass_through(self) -> None:
         """Wait while the process forks. A thread that holds a connection goes on: the fork waits for it."""
@@ -54,6 +69,10 @@ class ForkGate:
 
 
 the_gate: Final = ForkGate()
+# The gate counts forks itself: a Database may be made or dropped while one is under way. It is there before the first
+# of them, so that it shuts before any closes its connections and opens when all are ready again.
+before_fork(the_gate, ForkGate.shut, ForkGate.reopen)
+in_child(the_gate, ForkGate.forget)
 
 
 class GatedPool(QueuePool):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from sqlalchemy import text
 
 from paidonce_models.database import Database
 from paidonce_models.errors import StoreUnreachable
+from paidonce_models.forks import before_fork
+from paidonce_models.sqlite_forks import the_gate
 
 
 def in_a_child(check: Callable[[], object]) -> int:
@@ -104,6 +107,43 @@ def test_a_child_forked_inside_a_transaction_refuses_the_store(sqlite_database: 
     assert in_a_child(lambda: database.now_us() > 0) == 0  # forked outside of one
     assert database.now_us() > 0
     database.close()
+
+
+class WhileForking:
+    """Does something after all that were there before it have made ready for a fork."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        before_fork(self, lambda _: act(), lambda _: None)
+
+
+@pytest.mark.parametrize(("makes", "drops"), [(True, False), (False, True), (True, True)])
+def test_a_store_that_is_made_or_dropped_while_a_process_forks_leaves_the_gate_open(
+    sqlite_database: str, tmp_path: Path, makes: bool, drops: bool
+) -> None:
+    kept, dropped = Database(sqlite_database), [Database(f"sqlite:///{tmp_path}/dropped.db")]
+    gone = weakref.ref(dropped[0])
+    made: list[Database] = []
+    for each in (kept, *dropped):
+        each.now_us()
+    del each
+
+    def make_or_drop() -> None:
+        if makes:
+            made.append(Database(f"sqlite:///{tmp_path}/made.db"))
+        if drops:
+            dropped.clear()
+            gc.collect()
+
+    def all_can_be_used() -> bool:
+        return the_gate.forks_under_way == 0 and all(each.now_us() > 0 for each in (kept, *made, *dropped))
+
+    meanwhile = WhileForking(make_or_drop)
+    assert in_a_child(all_can_be_used) == 0
+    del meanwhile
+    assert ((gone() is None), len(made)) == (drops, int(makes))
+    assert all_can_be_used()
+    for database in (kept, *made, *dropped):
+        database.close()
 
 
 def test_what_a_dead_owner_asked_for_is_not_done() -> None:
