@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from pydantic_core import core_schema
 
 from paidonce import agent, record_usage, step
 from paidonce.client import KEPT, Client
@@ -17,13 +19,16 @@ from paidonce.settings import Settings
 from paidonce_models.encoding import decode_json
 from paidonce_models.errors import InvalidInput
 from paidonce_models.states import RunState
+from paidonce_models.store.messages import StepMessage
 from paidonce_models.store.queries import read_step_payloads
+from paidonce_workers import blocked_steps
 from paidonce_workers.blocked_steps import BlockedSteps
 from tests.workers.stand import NAMESPACE, Stand
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PRICE_NANOUSD = 10_000_000
 ran: list[int] = []
+tried: list[int] = []
 
 
 @pytest.fixture
@@ -197,6 +202,114 @@ def test_a_run_with_a_blocked_step_goes_on_as_far_as_it_can_and_can_be_cancelled
     stand.cancel(run_id)
     stand.serve(stand.worker(asks_both, bad, good, name="worker-2"))
     assert stand.run(run_id).state is RunState.CANCELLED
+
+
+def test_a_timeout_around_a_step_that_is_blocked_fires_and_the_agent_goes_on(stand: Stand) -> None:
+    bad, good = declared(AT, str), declared("good", str, name="blocked.good")
+
+    @agent(name="gives-up")
+    async def gives_up() -> str:
+        try:
+            async with asyncio.timeout(60):
+                return str(await bad())
+        except TimeoutError:
+            return str(await good())
+
+    worker, sweeper = stand.worker(gives_up, bad, good), stand.sweeper()
+    run_id = stand.submit(gives_up)
+    stand.serve(worker)
+    assert (stand.steps(run_id)[0].state, stand.run(run_id).state) == ("blocked", RunState.WAITING)
+    stand.pass_time(61)
+    sweeper.sweep()
+    stand.serve(worker)
+    run = stand.run(run_id)
+    assert (run.state, run.result) == (RunState.SUCCEEDED, b'"good"'), run.error
+    assert [each.state for each in stand.steps(run_id)] == ["cancelled", "succeeded"]
+    assert stand.attempts(run_id)[0].cost_nanousd == PRICE_NANOUSD
+
+
+def test_a_child_run_beside_a_step_that_is_blocked_is_waited_for(stand: Stand) -> None:
+    bad, good = declared(AT, str), declared("good", str, name="blocked.good")
+
+    @agent(name="child-of-both")
+    async def child() -> str:
+        return str(await good())
+
+    @agent(name="asks-both-kinds")
+    async def asks_both_kinds() -> list[str]:
+        return list(await asyncio.gather(bad(), child()))
+
+    run_id = stand.submit(asks_both_kinds)
+    worker = stand.worker(asks_both_kinds, child, bad, good)
+    worker.serve(stand.publisher.messages.popleft())
+    messages = stand.publisher.take()
+    worker.serve(next(each for each in messages if isinstance(each, StepMessage)))
+    assert (stand.steps(run_id)[0].state, stand.run(run_id).state) == ("blocked", RunState.WAITING)
+    stand.publisher.publish(messages)
+    stand.serve(worker)
+    assert [each.state for each in stand.steps(run_id)] == ["blocked", "succeeded"]
+    assert stand.run(run_id).state is RunState.BLOCKED
+    mended = declared(AT, datetime)
+    look(stand, mended)
+    stand.serve(stand.worker(asks_both_kinds, child, mended, good, name="worker-2"))
+    assert (stand.run(run_id).state, len(ran)) == (RunState.SUCCEEDED, 2)
+
+
+def test_a_sweep_puts_an_advance_right_that_raced_with_a_blocked_step(stand: Stand) -> None:
+    run_id = blocked_by(stand, declared(AT, str))
+    with stand.database.write() as connection:
+        connection.exec_driver_sql("UPDATE runs SET state = 'running', state_reason = NULL, error = NULL")
+    sweeper = stand.sweeper()
+    sweeper._block_from = 0.0  # it is time for that
+    sweeper.sweep()
+    run = stand.run(run_id)
+    assert (run.state, run.state_reason) == (RunState.BLOCKED, "result_not_storable")
+
+
+class Array:
+    """Does not say whether it is equal, as an array of several numbers."""
+
+    def __init__(self, given: object) -> None:
+        self.given = given
+
+    def __eq__(self, other: object) -> bool:
+        tried.append(1)
+        raise ValueError("sk-abcdefghijklmnopqrstuvwxyz123456")
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> Any:
+        shown = core_schema.plain_serializer_function_ser_schema(lambda array: str(array.given))
+        return core_schema.no_info_plain_validator_function(cls, serialization=shown)
+
+
+def test_a_type_that_raises_is_tried_once_and_keeps_no_other_step_from_a_try(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried.clear()
+    monkeypatch.setattr(blocked_steps, "AT_ONCE", 1)
+    blocked_by(stand, declared(AT, str))
+    ran.clear()
+    second = declared(AT, str, name="blocked.younger")
+    asks = asking(second, "asks-younger")
+    younger = stand.submit(asks)
+    stand.serve(stand.worker(asks, second))
+    held = [declared(AT, Array), declared(AT, datetime, name="blocked.younger")]
+    looks = BlockedSteps(
+        database=stand.database,
+        publisher=stand.publisher,  # type: ignore[arg-type]  # what is used of it
+        registry=stand.worker(*held, name="looks").executor._registry,
+        namespace=NAMESPACE,
+        max_payload_bytes=50 * 2**20,
+    )
+    with caplog.at_level(logging.WARNING):
+        looks.look()
+        compared = len(tried)
+        looks.look()
+    assert stand.steps(younger)[0].state == "succeeded"
+    assert len(tried) == compared > 0
+    assert "ValueError at " in caplog.text and "sk-abc" not in caplog.text
 
 
 def test_arguments_that_no_longer_fit_block_the_run_and_fitting_code_executes_the_step(stand: Stand) -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 30.0
 MOST_REMEMBERED = 100_000
+AT_ONCE = 1_000
+"""How many are read together."""
 
 
 class BlockedSteps:
@@ -84,19 +86,28 @@ class BlockedSteps:
 
     def look(self) -> None:
         """Try what this process has not tried. Raises ``StoreError``."""
+        found = self._find(None)
+        if not found:
+            return
+        while found and not self._stopping.is_set():
+            for blocked in found:
+                self._try_once(blocked)
+            found = self._find(found[-1])
+        self._database.transact(lambda connection: tidy_blocked_steps(connection, self._namespace))
+
+    def _find(self, after: BlockedStep | None) -> list[BlockedStep]:
         names = [held.name for held in self._registry.steps]
         with self._database.read() as connection:
-            found = find_blocked(connection, namespace=self._namespace, names=names)
-        for blocked in found:
-            key = (blocked.run_id, blocked.position, blocked.attempt)
-            if key in self._tried or self._stopping.is_set():
-                continue
-            self._try(blocked)
-            if len(self._tried) >= MOST_REMEMBERED:
-                self._tried.clear()
-            self._tried.add(key)
-        if found:
-            self._database.transact(lambda connection: tidy_blocked_steps(connection, self._namespace))
+            return find_blocked(connection, namespace=self._namespace, names=names, after=after, most=AT_ONCE)
+
+    def _try_once(self, blocked: BlockedStep) -> None:
+        key = (blocked.run_id, blocked.position, blocked.attempt)
+        if key in self._tried or self._stopping.is_set():
+            return
+        self._try(blocked)
+        if len(self._tried) >= MOST_REMEMBERED:
+            self._tried.clear()
+        self._tried.add(key)
 
     def _try(self, blocked: BlockedStep) -> None:
         declaration = self._registry.step(blocked.step)
@@ -107,8 +118,13 @@ class BlockedSteps:
         except StatementRefused as error:
             self._log_still(blocked, error.message)
             return
+        except StoreError:
+            raise
         except InvalidInput as error:
             self._log_still(blocked, error.message)
+            return
+        except Exception as error:  # noqa: BLE001 - user types decode; one that raises must not keep others from a try
+            self._log_still(blocked, failure_of(error))
             return
         if message is not None:
             log.warning(

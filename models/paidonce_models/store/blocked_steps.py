@@ -58,6 +58,7 @@ class BlockedStep:
     text_only: tuple[str, ...]
     shape: str
     code: str
+    since_us: int
 
 
 _BLOCK = text(
@@ -69,11 +70,13 @@ _BLOCK = text(
 )
 _FIND = (
     "SELECT b.run_id, b.position, b.attempt, b.namespace, b.step, s.args_id, b.reason, b.form, b.kept_id, "
-    "b.text_only, b.shape, b.code FROM blocked_steps b JOIN steps s ON s.run_id = b.run_id "
+    "b.text_only, b.shape, b.code, b.since_us FROM blocked_steps b JOIN steps s ON s.run_id = b.run_id "
     "AND s.position = b.position AND s.attempt = b.attempt AND s.state = 'blocked' WHERE "
 )
 _FIND_OF_STEPS = text(
-    _FIND + "b.namespace = :namespace AND b.step IN :names ORDER BY b.since_us, b.run_id LIMIT :most"
+    _FIND + "b.namespace = :namespace AND b.step IN :names "
+    "AND (b.since_us, b.run_id, b.position) > (:since_us, :run_id, :position) "
+    "ORDER BY b.since_us, b.run_id, b.position LIMIT :most"
 ).bindparams(bindparam("names", expanding=True))
 _FIND_ONE = text(_FIND + "b.run_id = :run_id AND b.position = :position")
 _TIDY = text(
@@ -118,12 +121,17 @@ def write_blocking(connection: Connection, claim: Claim, blocking: Blocking) -> 
 
 
 def find_blocked(
-    connection: Connection, *, namespace: str, names: Sequence[str], most: int = 1_000
+    connection: Connection, *, namespace: str, names: Sequence[str], after: BlockedStep | None = None, most: int = 1_000
 ) -> list[BlockedStep]:
-    """The blocked steps of these names, the oldest first."""
+    """The blocked steps of these names, the oldest first, beginning behind ``after``."""
     if not names:
         return []
-    rows = connection.execute(_FIND_OF_STEPS, {"namespace": namespace, "names": list(names), "most": most}).all()
+    behind: dict[str, object] = {"since_us": -1, "run_id": "", "position": 0}
+    if after is not None:
+        behind = {"since_us": after.since_us, "run_id": after.run_id, "position": after.position}
+    rows = connection.execute(
+        _FIND_OF_STEPS, {"namespace": namespace, "names": list(names), "most": most, **behind}
+    ).all()
     return [_of(row._mapping) for row in rows]
 
 

@@ -1,7 +1,9 @@
 """The state of a run whose steps stand still although its agent waits for them.
 
 An advance knows what the agent awaits, not whether budgets hold it. So whatever holds a step or lets one go says the
-run's state anew, from its steps: ``running`` while any can proceed, else that of the earliest that is open.
+run's state anew, from its steps: ``running`` while any can proceed, else that of the earliest that is open. It is not
+``blocked`` while a timer or a child run may still wake the agent: no timer of a blocked run fires, and nobody advances
+it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,14 @@ _CAN_PROCEED = (
     "(consumed_seq < last_seq OR EXISTS (SELECT 1 FROM steps WHERE steps.run_id = runs.id AND steps.kind <> 'agent' "
     "AND steps.state IN ('scheduled', 'running', 'retrying')))"
 )
+_MAY_BE_WOKEN = (
+    "(wake_at_us IS NOT NULL OR EXISTS (SELECT 1 FROM steps WHERE steps.run_id = runs.id AND steps.kind = 'agent' "
+    "AND steps.state NOT IN ('succeeded', 'failed', 'cancelled')))"
+)
+_STANDS = (
+    f"(CASE WHEN {_EARLIEST.format(column='state')} = 'blocked' AND {_MAY_BE_WOKEN} THEN 'waiting' "
+    f"ELSE {_EARLIEST.format(column='state')} END)"
+)
 BLOCKED_STEP_REASONS = "('result_not_storable', 'step_does_not_fit')"
 """Why runs are blocked whose earliest open step is: their code may be fine, so that no agent's code sets them going."""
 _BLOCKED_REASON = (
@@ -29,23 +39,29 @@ _BLOCKED_REASON = (
 )
 _RESTATE = (
     f"UPDATE runs SET state = CASE WHEN {_CAN_PROCEED} THEN 'running' ELSE "
-    f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'paused' WHEN 'parked' THEN 'parked' "
+    f"CASE {_STANDS} WHEN 'held' THEN 'paused' WHEN 'parked' THEN 'parked' "
     "WHEN 'blocked' THEN 'blocked' ELSE 'waiting' END END, "
     f"state_reason = CASE WHEN {_CAN_PROCEED} THEN NULL ELSE "
-    f"CASE {_EARLIEST.format(column='state')} WHEN 'held' THEN 'budget' WHEN 'parked' THEN 'circuit_open' "
+    f"CASE {_STANDS} WHEN 'held' THEN 'budget' WHEN 'parked' THEN 'circuit_open' "
     f"WHEN 'unknown' THEN 'unknown_outcome' WHEN 'blocked' THEN {_BLOCKED_REASON} END END, "
-    f"error = CASE WHEN NOT {_CAN_PROCEED} AND {_EARLIEST.format(column='state')} = 'blocked' "
+    f"error = CASE WHEN NOT {_CAN_PROCEED} AND {_STANDS} = 'blocked' "
     f"THEN {_EARLIEST.format(column='error')} WHEN state = 'blocked' THEN NULL ELSE error END "
-    "WHERE {which} AND (state IN ('running', 'waiting', 'paused', 'parked') "
+    "WHERE id = :run_id AND (state IN ('running', 'waiting', 'paused', 'parked') "
     f"OR state = 'blocked' AND state_reason IN {BLOCKED_STEP_REASONS})"
 )
-_RESTATE_RUN = text(_RESTATE.replace("{which}", "id = :run_id"))
-_RESTATE_STALE = text(
-    _RESTATE.replace(
-        "{which}",
-        "id IN (SELECT run_id FROM held_steps WHERE namespace = :namespace AND shard = :shard) AND state = 'running'",
-    )
+_RESTATE_RUN = text(_RESTATE)
+_STALE = (
+    "SELECT id FROM runs WHERE namespace = :namespace AND shard = :shard AND state = 'running' "
+    "AND id IN (SELECT run_id FROM held_steps WHERE namespace = :namespace AND shard = :shard "
+    "UNION SELECT blocked_steps.run_id FROM blocked_steps JOIN steps ON steps.run_id = blocked_steps.run_id "
+    "AND steps.position = blocked_steps.position AND steps.state = 'blocked' "
+    "WHERE blocked_steps.namespace = :namespace) "
+    f"AND NOT {_CAN_PROCEED}{{lock}}"
 )
+_STALE_STATEMENTS = {
+    "postgresql": text(_STALE.replace("{lock}", " FOR UPDATE SKIP LOCKED")),
+    "sqlite": text(_STALE.replace("{lock}", "")),
+}
 
 
 def restate_run(connection: Connection, run_id: str) -> None:
@@ -57,5 +73,13 @@ def restate_run(connection: Connection, run_id: str) -> None:
 
 
 def restate_stale_runs(connection: Connection, *, namespace: str, shard: int) -> None:
-    """The same for runs of held steps that claim to be running: an advance that raced with the hold said so."""
-    connection.execute(_RESTATE_STALE, {"namespace": namespace, "shard": shard})
+    """The same for runs of held or blocked steps that claim to be running: an advance that raced with that said so.
+
+    Each is locked first and its steps are read after that: a state from an older view could block a run whose step
+    has just been let go, for good.
+    """
+    stale = connection.execute(
+        _STALE_STATEMENTS[connection.dialect.name], {"namespace": namespace, "shard": shard}
+    ).all()
+    for row in stale:
+        restate_run(connection, row.id)
