@@ -24,6 +24,8 @@ LARGEST_BODY_BYTES: Final = 64 * 1024
 LONGEST_TEXT: Final = 4_096
 MOST_VALUES: Final = 200
 DEEPEST_VALUE: Final = 8
+LONGEST_TIME: Final = 100
+"""Characters of a text that is a number, a span of time or a date and nothing else."""
 
 _TELLS_A_WAIT: Final = frozenset({408, 409, 425, 429})
 _FIELDS: Final = {
@@ -37,6 +39,12 @@ _FIELDS: Final = {
     "retry_delay": 1.0,
 }
 """Fields of a body, and the seconds that a bare number in them means. Gemini's ``retryDelay`` is a text as ``13s``."""
+_CODES: Final = frozenset({"code", "type", "status", "reason"})
+_LIMITED: Final = re.compile(
+    r"rate.?limit|too.?many|quota|exhausted|overload|unavailable|throttl|slow.?down|server.?error|timeout|^(?:429|5\d\d)$",
+    re.I,
+)
+"""What a code says of an error without a status, in a stream that began with 200, for its sentence to count."""
 _SENTENCE: Final = re.compile(r"\b(?:try(?:ing)? again|retry|retrying|wait)\s+(?:again\s+)?(?:in|after|for)\s+", re.I)
 _AMOUNT: Final = re.compile(
     r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*"
@@ -54,9 +62,9 @@ def asked_wait_seconds(error: Exception, status: int | None, clock: Callable[[],
     headers = _headers_of(error)
     found = _in_retry_after(headers, clock)
     if found is None:
-        found = _in_attribute(error)
-    if found is None and status is not None and (status in _TELLS_A_WAIT or status >= 500):
-        found = _in_bodies(error)
+        found = _in_attribute(error, clock)
+    if found is None and (status is None or status in _TELLS_A_WAIT or status >= 500):
+        found = _in_bodies(error, status, clock)
         if found is None and status == 429:
             found = _until_limits_are_reset(headers, clock)
     return None if found is None else min(max(found, 0.0), LONGEST_SECONDS)
@@ -93,7 +101,7 @@ def _in_retry_after(sources: list[Mapping[str, str]], clock: Callable[[], dateti
         text = headers.get("retry-after")
         seconds = _number(text)
         if seconds is None and text is not None:
-            seconds = _until(_date(text), clock)
+            seconds = _until(_date(text[:LONGEST_TIME]), clock)
         if seconds is not None:
             return seconds
     return None
@@ -131,8 +139,12 @@ def _lower_case(headers: object) -> Mapping[str, str]:
 # -- the error itself, and its body ------------------------------------------------------
 
 
-def _in_attribute(error: Exception) -> float | None:
+def _in_attribute(error: Exception, clock: Callable[[], datetime]) -> float | None:
     asked = attribute(error, "retry_after")
+    if isinstance(asked, str):
+        return _told_seconds(asked, 1.0, clock)
+    if isinstance(asked, datetime):
+        return _until(asked, clock)
     if isinstance(asked, timedelta):
         return asked.total_seconds()
     if isinstance(asked, int) and not isinstance(asked, bool):
@@ -140,18 +152,20 @@ def _in_attribute(error: Exception) -> float | None:
     return _number(str(asked)) if isinstance(asked, float) else None
 
 
-def _in_bodies(error: Exception) -> float | None:
-    """In what a client has read: openai's and anthropic's ``body``, google-genai's ``details``, a response's bytes."""
+def _in_bodies(error: Exception, status: int | None, clock: Callable[[], datetime]) -> float | None:
+    """In what a client has read: openai's and anthropic's ``body``, google-genai's ``details``, a response's bytes.
+
+    Without a status it is no answer, but may be what a stream ended with, which a client gives as ``body``.
+    """
     response = attribute(error, "response")
-    for body in (
-        attribute(error, "body"),
-        attribute(error, "details"),
-        attribute(response, "_content"),  # httpx and requests, where it was read; the property may read
-        attribute(response, "Error"),  # botocore
-    ):
+    bodies = [attribute(error, "body"), attribute(error, "details")]
+    if status is not None:
+        bodies.append(attribute(response, "_content"))  # httpx and requests, where it was read; the property may read
+        bodies.append(attribute(response, "Error"))  # botocore
+    for body in bodies:
         if isinstance(body, str | bytes):
             body = _decoded(body)
-        found = _in_value(body)
+        found = _in_value(body, clock, is_limit=status is not None)
         if found is not None:
             return found
     return None
@@ -167,18 +181,27 @@ def _decoded(body: str | bytes) -> object:
         return text
 
 
-def _in_value(body: object) -> float | None:
-    """The longest wait that a field tells, else the first sentence that does."""
+def _in_value(body: object, clock: Callable[[], datetime], *, is_limit: bool) -> float | None:
+    """The longest wait that a field tells, else the first sentence that does, where it is known to be of a limit."""
     fields: list[float] = []
     sentence = None
     for name, value in _values(body):
         if name in _FIELDS:
-            seconds = _field_seconds(value, _FIELDS[name])
+            seconds = _field_seconds(value, _FIELDS[name], clock)
             if seconds is not None:
                 fields.append(seconds)
-        elif sentence is None and isinstance(value, str):
+            continue
+        if not is_limit and name in _CODES:
+            is_limit = _says_limited(value)
+        if sentence is None and isinstance(value, str):
             sentence = _sentence_seconds(value)
-    return max(fields, default=sentence)
+    return max(fields, default=sentence if is_limit else None)
+
+
+def _says_limited(code: object) -> bool:
+    if isinstance(code, int):
+        return code == 429 or 500 <= code <= 599
+    return isinstance(code, str) and _LIMITED.search(code[:LONGEST_TIME]) is not None
 
 
 def _values(body: object) -> Iterator[tuple[str, object]]:
@@ -200,7 +223,7 @@ def _values(body: object) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _field_seconds(value: object, unit_seconds: float) -> float | None:
+def _field_seconds(value: object, unit_seconds: float, clock: Callable[[], datetime]) -> float | None:
     if isinstance(value, dict):  # protobuf's Duration, as some clients decode it
         seconds, nanos = value.get("seconds", 0), value.get("nanos", 0)
         numbers = [_number(str(each)) for each in (seconds, nanos) if not isinstance(each, bool)]
@@ -210,10 +233,20 @@ def _field_seconds(value: object, unit_seconds: float) -> float | None:
     if isinstance(value, int | float):
         number = _number(str(value)[:32])
         return None if number is None else _sensible(number * unit_seconds)
-    if not isinstance(value, str):
-        return None
-    number = _number(value[:32])
-    return _span(value) if number is None else _sensible(number * unit_seconds)
+    return _told_seconds(value, unit_seconds, clock) if isinstance(value, str) else None
+
+
+def _told_seconds(text: str, unit_seconds: float, clock: Callable[[], datetime]) -> float | None:
+    """A text that is a number of units, a span of time or a date, which counts as now where it is over."""
+    text = text[:LONGEST_TIME].strip()
+    number = _number(text)
+    if number is not None:
+        return _sensible(number * unit_seconds)
+    seconds = _span(text)
+    if seconds is None:
+        until = _until(_moment(text) or _date(text), clock)
+        seconds = None if until is None else max(until, 0.0)
+    return seconds
 
 
 def _sensible(seconds: float) -> float | None:
@@ -222,12 +255,12 @@ def _sensible(seconds: float) -> float | None:
 
 def _sentence_seconds(text: str) -> float | None:
     match = _SENTENCE.search(text[:LONGEST_TEXT])
-    return None if match is None else _leading_span(text[match.end() : match.end() + 100])[0]
+    return None if match is None else _leading_span(text[match.end() : match.end() + LONGEST_TIME])[0]
 
 
 def _span(text: str) -> float | None:
     """A text that is a span of time and nothing else: ``13s``, ``6m0s``, ``20ms``."""
-    seconds, rest = _leading_span(text[:100])
+    seconds, rest = _leading_span(text[:LONGEST_TIME])
     return seconds if not rest.strip() else None
 
 
@@ -255,7 +288,7 @@ def _number(text: str | None) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a year or a zone that no machine can hold
         return None
 
 

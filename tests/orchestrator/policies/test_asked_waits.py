@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 from paidonce.policies.asked_waits import LARGEST_BODY_BYTES, LONGEST_SECONDS
@@ -67,6 +69,11 @@ GEMINI = {
         ({"error": {"retry_after": -5}}, None),
         ({"error": {"retry_after": True}}, None),
         ({"error": {"retry_after": "soon"}}, None),
+        ({"error": {"retry_after": "2026-11-29T12:00:40Z"}}, 40.0),
+        ({"error": {"retry_after": "Sun, 29 Nov 2026 12:00:30 GMT"}}, 30.0),
+        ({"error": {"retry_after": "2026-11-29T11:59:00+00:00"}}, 0.0),
+        ({"error": {"retry_after": "Sun, 29 Nov 99999999999999999999 12:00:30 GMT"}}, None),
+        ({"error": {"retry_after": "Sun, 29 Nov 2026 12:00:30 GMT" + " " * 10_000}}, 30.0),
         ({"error": {"retry_after": float("nan")}}, None),
         ({"error": {"retry_after": None, "message": "Please try again in a moment."}}, None),
         ({"message": "Please try again in 5 apples."}, None),
@@ -95,6 +102,57 @@ def test_a_body_of_other_answers_or_one_that_is_not_read_or_too_large_says_nothi
     for _ in range(100):
         deep = {"inner": deep}
     assert wait(Answer(body=deep)) is None
+
+
+TRY_AGAIN = "Please try again in 12s."
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"code": "rate_limit_exceeded", "message": TRY_AGAIN}, 12.0),
+        ({"message": TRY_AGAIN, "type": "tokens", "code": "rate_limit_exceeded"}, 12.0),
+        ({"type": "error", "error": {"type": "overloaded_error", "message": TRY_AGAIN}}, 12.0),
+        ({"error": {"code": 429, "message": TRY_AGAIN}}, 12.0),
+        (GEMINI, 13.0),
+        ({"retry_after": 3}, 3.0),
+        ({"code": "invalid_request_error", "message": TRY_AGAIN}, None),
+        ({"code": 10**50, "message": TRY_AGAIN}, None),
+        ({"message": TRY_AGAIN}, None),
+        (TRY_AGAIN, None),
+    ],
+)
+def test_an_error_in_a_stream_has_no_status_and_says_in_its_body_what_it_is(body: Any, seconds: float | None) -> None:
+    request = httpx2.Request("POST", "https://api.openai.com/v1/chat/completions")
+    assert wait(openai.APIError("in the stream", request, body=body)) == seconds
+    assert wait(Answer(200, details=body)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7.5 ", 7.5),
+        ("1m30s", 90.0),
+        ("2026-11-29T12:00:40Z", 40.0),
+        ("Sun, 29 Nov 2026 12:00:30 GMT", 30.0),
+        (NOW.replace(minute=1), 60.0),
+        ("", None),
+        ("soon", None),
+        ("-7", None),
+        ("nan", None),
+        ("9" * 100_000, LONGEST_SECONDS),
+        (b"7", None),
+    ],
+)
+def test_an_attribute_of_the_error_may_be_a_text_or_a_date(asked: object, seconds: float | None) -> None:
+    error = ValueError("slower")
+    error.retry_after = asked  # type: ignore[attr-defined]  # as clients add it
+    assert wait(error) == seconds
+
+
+def test_a_header_with_an_impossible_date_says_nothing() -> None:
+    assert wait(Answer(headers={"Retry-After": "Sun, 29 Nov 99999999999999999999 12:00:30 GMT"})) is None
 
 
 def test_the_header_goes_before_the_body() -> None:
