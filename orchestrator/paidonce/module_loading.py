@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from paidonce.module_shadows import Shadow, is_installed, shadow_of, shadows_in
+from paidonce.module_shadows import Shadow, imported_shadows, is_installed, root_of, shadow_of, shadows_in
 from paidonce_models.errors import ModuleNotLoadable, PaidonceError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,10 @@ def load_modules(names: Iterable[str]) -> list[ModuleType]:
 
 def _report_shadows(loaded: Iterable[ModuleType]) -> None:
     """Say which files of the project stand in the way of an installed package; most harm nobody, some everybody."""
-    found = [shadow for module in loaded if (shadow := shadow_of(module.__name__)) is not None]
+    names = [module.__name__ for module in loaded]
+    found = [shadow for name in names if (shadow := shadow_of(name)) is not None]
+    tops = [sys.modules.get(name.partition(".")[0]) for name in names]
+    found += imported_shadows({Path.cwd(), *(root for top in tops if (root := root_of(top)) is not None)})
     found += shadows_in(Path.cwd(), list(sys.modules.values()))
     for shadow in dict.fromkeys(found):
         log.warning("%s", shadow, extra={"event": "module_shadows", "module_name": shadow.name})
@@ -145,6 +148,9 @@ def _shadow_behind(name: str, error: BaseException) -> Shadow | None:
     if not isinstance(error, ImportError | AttributeError):
         return None
     meant = [error.name] if isinstance(error, ImportError) and error.name else []
+    asked = error.obj if isinstance(error, AttributeError) else None
+    if isinstance(asked, ModuleType):  # `module 'httpx' has no attribute 'Client'`
+        meant.append(asked.__name__)
     return next((shadow for each in (*meant, name) if (shadow := shadow_of(each)) is not None), None)
 
 

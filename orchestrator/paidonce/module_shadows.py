@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -49,6 +49,21 @@ def shadow_of(name: str) -> Shadow | None:
             return None if own is None or own == origin else Shadow(name=top, own=own, installed=origin)
         own = own or origin
     return None
+
+
+def imported_shadows(folders: Collection[Path]) -> list[Shadow]:
+    """Those of the modules that this process has imported from the folders; whoever has imported them."""
+    own = [name for name, module in list(sys.modules.items()) if "." not in name and root_of(module) in folders]
+    return [shadow for name in sorted(own) if (shadow := shadow_of(name)) is not None]
+
+
+def root_of(module: ModuleType | None) -> Path | None:
+    """The folder on the path where a top-level module or package lies; ``None`` of an installed one or no file."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or is_installed(file):
+        return None
+    path = Path(file)
+    return path.parent.parent if path.stem == "__init__" else path.parent
 
 
 def shadows_in(folder: Path, modules: Iterable[ModuleType]) -> list[Shadow]:

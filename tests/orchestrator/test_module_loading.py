@@ -160,6 +160,58 @@ def test_a_file_beside_the_agents_that_the_worker_would_import_is_reported(
     assert str(project / "celery.py") in line and "site-packages" in line
 
 
+@pytest.fixture
+def installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `agents_sdk` with a class `Agent`, behind the project on the path."""
+    folder = project.parent / "lib" / "site-packages"
+    (folder / "agents_sdk").mkdir(parents=True)
+    (folder / "agents_sdk" / "__init__.py").write_text("class Agent: ...\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize("own", ["agents_sdk.py", "agents_sdk/__init__.py"])
+def test_a_shadow_that_the_users_module_imports_is_reported(
+    own: str, project: Path, installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / own).parent.mkdir(exist_ok=True)
+    (project / own).write_text("")
+    (project / "helping.py").write_text("")
+    (project / "mine.py").write_text("import agents_sdk, helping\n")
+    load_modules(["mine"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(project / own) in line and str(installed / "agents_sdk" / "__init__.py") in line
+
+
+def test_a_shadow_beside_a_module_elsewhere_is_reported_too(
+    project: Path, installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = project.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "agents_sdk.py").write_text("")
+    (elsewhere / "mine.py").write_text("import agents_sdk\n")
+    load_modules([str(elsewhere / "mine.py")])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(elsewhere / "agents_sdk.py") in line and str(installed) in line
+
+
+def test_what_is_imported_from_where_it_is_installed_is_no_shadow(
+    project: Path, installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / "helping.py").write_text("")
+    (project / "mine.py").write_text("import agents_sdk, helping\n")
+    load_modules(["mine"])
+    assert caplog.records == []
+
+
+def test_an_attribute_that_a_shadow_has_not_names_the_shadow(project: Path, installed: Path) -> None:
+    (project / "agents_sdk.py").write_text("")
+    (project / "mine.py").write_text("import agents_sdk\nagents_sdk.Agent()\n")
+    message = message_of("mine")
+    assert "has no attribute 'Agent'" in message and str(project / "agents_sdk.py") in message
+    assert str(installed) in message and "rename it" in message
+
+
 def test_an_import_that_fails_for_a_shadow_says_so(project: Path) -> None:
     (project / "tabnanny.py").write_text("")
     (project / "uses_it.py").write_text("from tabnanny import check\n")
