@@ -7,6 +7,7 @@ fails is somewhere else, and says nothing of it. Only names are compared and fil
 
 from __future__ import annotations
 
+import filecmp
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable
@@ -46,9 +47,19 @@ def shadow_of(name: str) -> Shadow | None:
         if origin is None:
             continue
         if is_installed(origin):
-            return None if own is None or own == origin else Shadow(name=top, own=own, installed=origin)
+            if own is None or own == origin or _same(own, origin):
+                return None
+            return Shadow(name=top, own=own, installed=origin)
         own = own or origin
     return None
+
+
+def _same(own: str, installed: str) -> bool:
+    """Whether the project itself is installed, too, as in a container in which it lies beside its installed copy."""
+    try:
+        return filecmp.cmp(own, installed, shallow=False)
+    except OSError:
+        return False
 
 
 def imported_shadows(folders: Collection[Path]) -> list[Shadow]:

@@ -219,3 +219,13 @@ def test_an_import_that_fails_for_a_shadow_says_so(project: Path) -> None:
     assert "cannot import name 'check'" in message and str(project / "tabnanny.py") in message
     assert "rename it" in message
     sys.modules.pop("tabnanny", None)
+
+
+def test_a_project_that_is_installed_as_well_shadows_nothing(
+    project: Path, installed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in (project, installed):
+        (place / "our_shop.py").write_text("PRICE = 1\n")
+    (project / "mine.py").write_text("import our_shop\n")
+    load_modules(["mine"])
+    assert caplog.records == []
