@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from tests.acceptance.agents.flow import gathers, nested
 from tests.acceptance.conftest import SHARED_MODULES
 from tests.acceptance.site import RUN_SECONDS, Site
+from tests.services.availability import free_port
 from tests.services.certificates import Certificates
 from tests.services.postgres import PostgresCluster
 from tests.services.secured import MASTER, StartRedis, TlsTerminator, Watched
@@ -186,7 +187,7 @@ def test_postgresql_over_tls_with_a_password_and_a_service_file(
 
 
 def test_a_redis_cluster_is_refused_by_its_name(make_site: MakeSite, start_redis: StartRedis) -> None:
-    server = start_redis("cluster", cluster_enabled="yes", databases="1")
+    server = start_redis("cluster", cluster_enabled="yes", cluster_port=str(free_port()), databases="1")
     site = make_site(broker_url=server.url())
     for arguments, module in (
         (("broker", "status"), "paidonce.cli"),

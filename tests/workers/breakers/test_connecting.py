@@ -12,6 +12,7 @@ from redis.connection import AbstractConnection
 from paidonce_models.errors import ConfigurationError
 from paidonce_workers.breakers.connecting import connection_maker, refuse_cluster, shown
 from paidonce_workers.breakers.rules_on_redis import checker
+from tests.services.availability import free_port
 from tests.services.certificates import Certificates
 from tests.services.secured import MASTER, StartRedis, Watched
 from tests.services.valkey import RedisServer
@@ -70,7 +71,7 @@ def test_sentinels_that_are_away_are_a_redis_that_is_away() -> None:
 
 
 def test_a_cluster_is_refused_and_a_server_that_is_away_is_not(start_redis: StartRedis) -> None:
-    server = start_redis("cluster", cluster_enabled="yes", databases="1")
+    server = start_redis("cluster", cluster_enabled="yes", cluster_port=str(free_port()), databases="1")
     with pytest.raises(ConfigurationError, match=r"PAIDONCE_REDIS_URL: .* belongs to a Redis Cluster"):
         refuse_cluster(server.url(), "PAIDONCE_REDIS_URL")
     server.kill()
