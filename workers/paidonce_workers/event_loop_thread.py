@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from paidonce_models.errors import PaidonceError
 from paidonce_models.log_texts import failure_of
 from paidonce_workers.blocked_loop import Blockage, BlockedLoopWatchdog
-from paidonce_workers.forked_bodies import EndOfLoop, end_as_python_does
+from paidonce_workers.forked_bodies import EndOfLoop, await_in_this_process
 
 logger = logging.getLogger(__name__)
 
@@ -124,16 +124,8 @@ class CoroutineHandle(Generic[T]):
             self._task.cancel()
 
     async def _carry(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        began_in = os.getpid()
         try:
-            try:
-                value = await coroutine
-            except BaseException as error:
-                if os.getpid() != began_in:
-                    end_as_python_does(error)
-                raise
-            if os.getpid() != began_in:
-                end_as_python_does(None)
+            value = await await_in_this_process(coroutine)
         except asyncio.CancelledError:
             self._settle(error=CoroutineCancelled(self.label, self.cancel_reason))
         except BaseException as error:  # noqa: BLE001 - handed to the waiting thread; SystemExit would end the loop

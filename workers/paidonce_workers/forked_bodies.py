@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeVar
 
 from paidonce.attempt_policies import attempt_policies
@@ -93,6 +93,20 @@ def call_in_this_process(call: Callable[[], T]) -> T:
     began_in = os.getpid()
     try:
         value = call()
+    except BaseException as error:
+        if os.getpid() != began_in:
+            end_as_python_does(error)
+        raise
+    if os.getpid() != began_in:
+        end_as_python_does(None)
+    return value
+
+
+async def await_in_this_process(coroutine: Awaitable[T]) -> T:
+    """The same for an ``async def``; inside the loop, whose epoll instance a forked child shares."""
+    began_in = os.getpid()
+    try:
+        value = await coroutine
     except BaseException as error:
         if os.getpid() != began_in:
             end_as_python_does(error)

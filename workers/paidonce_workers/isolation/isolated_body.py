@@ -8,7 +8,6 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
 from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt, not_held
 from paidonce_workers.capture import install
 from paidonce_workers.declared_body import run_declared
-from paidonce_workers.forked_bodies import call_in_this_process, end_as_python_does
+from paidonce_workers.forked_bodies import await_in_this_process, call_in_this_process
 from paidonce_workers.isolation.child import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
 from paidonce_workers.isolation.frames import FrameWriter
 
@@ -49,7 +48,9 @@ def run(answers: int, keeper: int) -> None:
 
     def call(fn: Any, args: list[object], kwargs: dict[str, object]) -> object:
         result: Any = call_in_this_process(partial(fn, *args, **kwargs))
-        return asyncio.run(_in_this_process(result)) if declaration is not None and declaration.is_async else result
+        return (
+            asyncio.run(await_in_this_process(result)) if declaration is not None and declaration.is_async else result
+        )
 
     try:
         if declaration is None:
@@ -64,20 +65,6 @@ def run(answers: int, keeper: int) -> None:
     except OSError as error:
         print(f"paidonce: the answer of {task.claim.name} is lost: {error}", file=sys.__stderr__)
         os._exit(NO_WAY_TO_ANSWER)
-
-
-async def _in_this_process(coroutine: Coroutine[Any, Any, object]) -> object:
-    """``call_in_this_process`` for an ``async def``; inside the loop, whose epoll instance a forked child shares."""
-    began_in = os.getpid()
-    try:
-        value = await coroutine
-    except BaseException as error:
-        if os.getpid() != began_in:
-            end_as_python_does(error)
-        raise
-    if os.getpid() != began_in:
-        end_as_python_does(None)
-    return value
 
 
 def _die_with_parent(stdin: int) -> None:
