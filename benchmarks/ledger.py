@@ -17,9 +17,9 @@ import click
 from benchmarks.ledger_store import NAMESPACE, fill, settle
 from benchmarks.services import postgres_database, sqlite_database
 from paidonce.costs import answer, cost_question
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
-from paidonce_models.store.rolling_up import roll_up
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
+from paidonce_models.store.ledger.rolling_up import roll_up
 
 ENGINES = ("postgresql", "sqlite")
 MARKS_MS = {"postgresql": 250.0, "sqlite": 500.0}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 
 NAMESPACE = "default"
 CALLS_PER_RUN = 20

@@ -13,8 +13,8 @@ from benchmarks.services import Broker, wait_until
 from benchmarks.systems import Fleet
 from benchmarks.workloads import PAIDONCE, Case
 from paidonce import Client, RunHandle
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 
 _READY_SECONDS = 60.0
 _CASE_SECONDS = 600.0

@@ -1,1 +1,1 @@
-"""A research agent, the servers it talks to, and the demo that kills its worker."""
+"""A research agent, the servers it uses, and the demo that kills its worker."""

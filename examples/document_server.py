@@ -4,8 +4,8 @@
     GET /documents                 ->  {"documents": [{name, title}]}
     GET /documents/NAME            ->  {name, title, text}
 
-A process of its own (`python -m examples.document_server`), standing in for the
-outside world that an agent's tools reach. Imports nothing of Paidonce.
+A separate process (`python -m examples.document_server`), which stands for the outside
+world that an agent's tools reach. Imports nothing of Paidonce.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class DocumentHandler(JsonHandler):
         super().__init__(request, client_address, server)
 
     def do_GET(self) -> None:
-        """Answer a search, a list or a document."""
+        """Respond to a search, a list or a document."""
         address = urlsplit(self.path)
         if address.path == "/search":
             self._search(parse_qs(address.query))

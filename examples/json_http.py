@@ -1,7 +1,7 @@
-"""The plumbing both example servers share: a threading HTTP server that speaks JSON.
+"""The common part of both example servers: a threading HTTP server that speaks JSON.
 
-Owns sockets, ports and the address file line that tells a parent process where
-the server listens. It knows nothing of models or documents.
+Owns sockets, ports and the address line that tells a parent process where the server
+listens. It knows nothing of models or documents.
 """
 
 import argparse
@@ -23,17 +23,17 @@ class JsonServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where this server listens; the port is the real one, also when 0 was asked for."""
+        """Where this server listens; the actual port, also if port 0 was requested."""
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep silent about clients that went away: the demo kills one on purpose."""
+        """Ignore clients that went away: the demo kills one on purpose."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class JsonHandler(BaseHTTPRequestHandler):
-    """Answers in JSON over kept-alive HTTP/1.1 connections."""
+    """Responds with JSON over kept-alive HTTP/1.1 connections."""
 
     protocol_version = "HTTP/1.1"
     # Headers and body are two small writes; without this the second waits for an ACK.

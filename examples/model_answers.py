@@ -1,10 +1,10 @@
-"""Decides what the stand-in model says: it plans searches, chooses documents, extracts.
+"""Decides what the stand-in model responds: it plans searches, chooses documents, extracts.
 
-A pure function from a checked request to an answer; equal requests get equal
-answers in every process. It is no language model. It reads the question and the
-tool results in the conversation it is given, asks for `web_search` and
-`fetch_document` while those are offered and useful, and otherwise answers with
-the sentences of the given material that match the question best.
+A pure function from a checked request to a response; equal requests get equal responses
+in every process. It is no language model. It reads the question and the tool results in
+the conversation, calls `web_search` and `fetch_document` while those are offered and
+useful, and otherwise responds with the sentences of the given material that match the
+question best.
 """
 
 import json
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Progress:
-    """What the conversation shows of the research so far."""
+    """The progress of the research so far, as the conversation shows it."""
 
     queries: tuple[str, ...]
     search_rounds: int
@@ -73,7 +73,7 @@ def input_tokens(request: ChatRequest) -> int:
 
 
 def output_tokens(given: Answer) -> int:
-    """Tokens of an answer: its text, or the names and arguments of its calls."""
+    """Tokens of a response: its text, or the names and arguments of its calls."""
     return sum(count_tokens(name + arguments) for name, arguments in given.calls) + count_tokens(given.text)
 
 
@@ -160,7 +160,7 @@ def _first_queries(question: str) -> list[str]:
 
 
 def _further_queries(messages: tuple[Message, ...], question: str, asked: tuple[str, ...]) -> list[str]:
-    """Words that the results stress and no query has asked for yet, two to a query."""
+    """Words that the results stress and no query has used yet, two per query."""
     known = set(keywords(" ".join((question, *asked))))
     counted = Counter(
         word
@@ -182,7 +182,7 @@ def _prose(text: str) -> str:
 
 
 def _extract(messages: tuple[Message, ...]) -> str:
-    """The sentences of the given material that answer best, in the order they were given."""
+    """The sentences of the given material that answer the question best, in their original order."""
     question = _question(messages)
     parts = [message.text for message in messages if message.role == "user"]
     parts[:1] = [parts[0].strip().partition("\n\n")[2]] if parts else []

@@ -1,4 +1,4 @@
-"""The stand-in model's count of every request: the evidence the demo compares with.
+"""The stand-in model's log of every request: the evidence with which the demo compares.
 
 Knows nothing of HTTP and nothing of Paidonce; entries are only ever added and closed.
 """
@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 class Received:
     """One completion request. Times are seconds since the epoch.
 
-    `fingerprint` is equal for equal bodies. `answered_at` is None while the answer
-    is being made; `delivered` tells whether the client was still there to read it.
-    A provider bills for an answer that nobody waits for, so its tokens count too.
+    `fingerprint` is equal for equal bodies. `answered_at` is None while the response is
+    being made; `delivered` is whether the client was still there to read it. A provider
+    bills for a response that is not read, so its tokens count too.
     """
 
     number: int
@@ -31,15 +31,15 @@ class Received:
 
 
 class RequestLog:
-    """Every request since the server started; safe for all its threads."""
+    """Every request since the server started. Thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Starts empty."""
         self._lock = threading.Lock()
         self._received: list[Received] = []
 
     def open(self, step: str | None, body: bytes) -> Received:
-        """Note that a request has arrived, before anything is done about it."""
+        """Record that a request has arrived, before it is processed."""
         with self._lock:
             entry = Received(
                 number=len(self._received) + 1,
@@ -51,7 +51,7 @@ class RequestLog:
             return entry
 
     def close(self, entry: Received, *, status: int, delivered: bool) -> None:
-        """Note how a request ended."""
+        """Record how a request ended."""
         with self._lock:
             entry.status = status
             entry.delivered = delivered

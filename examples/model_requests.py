@@ -1,8 +1,8 @@
-"""Checks a chat completion request as the real API would, before any answer is made.
+"""Checks a chat completion request as the real API would, before any response is made.
 
-Owns the shapes of what a client sends and the 4xx errors in OpenAI's format. A
-pure function from the decoded body to a `ChatRequest` or a `Refused`; it answers
-nothing itself. Error texts and codes follow api.openai.com as of 2026.
+Owns the shapes of what a client sends and the 4xx errors in OpenAI's format. A pure
+function from the decoded body to a `ChatRequest` or a `Refused`. Error texts and codes
+follow api.openai.com as of 2026.
 """
 
 import json
@@ -12,7 +12,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Refused(Exception):
-    """The request is wrong; carries the HTTP status and OpenAI's error object."""
+    """The request is invalid; carries the HTTP status and OpenAI's error object."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         """Keep what the client will read."""

@@ -1,13 +1,13 @@
-"""An OpenAI-compatible stand-in model server that counts what it is asked.
+"""An OpenAI-compatible stand-in model server that counts its requests.
 
     POST /v1/chat/completions   tool calls, usage, streaming (SSE, include_usage)
     GET  /v1/models             the models it answers for
     GET  /requests              every completion request it has received, in order
 
-A process of its own (`python -m examples.model_server --latency 2`), so that its
-count survives whatever happens to a worker. Imports nothing of Paidonce: what it
-counts is evidence about Paidonce, not Paidonce's opinion. `model_requests` refuses
-what is malformed, `model_answers` decides what to say; this module owns the wire.
+A separate process (`python -m examples.model_server --latency 2`), so that its count
+survives whatever happens to a worker. Imports nothing of Paidonce: its count is evidence
+about Paidonce, not Paidonce's opinion. `model_requests` refuses invalid requests,
+`model_answers` decides what to respond; this module owns the wire.
 """
 
 import json
@@ -43,7 +43,7 @@ class ModelHandler(JsonHandler):
         super().__init__(request, client_address, server)
 
     def do_GET(self) -> None:
-        """Answer the list of models, one model, or the request log."""
+        """Respond with the list of models, one model, or the request log."""
         if self.path == "/requests":
             self.answer(200, self._log.snapshot())
         elif self.path == "/v1/models":
@@ -54,7 +54,7 @@ class ModelHandler(JsonHandler):
             self._refuse(_unknown_address("GET", self.path))
 
     def do_POST(self) -> None:
-        """Answer a chat completion, or refuse it as the real API would."""
+        """Respond to a chat completion, or refuse it as the real API would."""
         body = self.body()
         if self.path != "/v1/chat/completions":
             self._refuse(_unknown_address("POST", self.path))
@@ -75,7 +75,7 @@ class ModelHandler(JsonHandler):
             self._log.close(entry, status=200, delivered=delivered)
 
     def _complete(self, request: ChatRequest, entry: Received) -> bool:
-        """Make the answer, take the time a model takes, and send it if anybody waits."""
+        """Make the response, take the time that a model takes, and send it if the client still waits."""
         given = answer(request)
         entry.model = request.model
         entry.input_tokens = input_tokens(request)
@@ -105,7 +105,7 @@ class ModelHandler(JsonHandler):
             return True
 
     def _stream(self, request: ChatRequest, given: Answer, entry: Received) -> None:
-        """Send the answer as server-sent events over a chunked response."""
+        """Send the response as server-sent events in chunks."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")

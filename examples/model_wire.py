@@ -1,6 +1,6 @@
-"""Shapes an answer as OpenAI sends it: one completion, or the chunks of a stream.
+"""Formats a response as OpenAI sends it: one completion, or the chunks of a stream.
 
-Pure functions of a request, its answer and its entry in the log; sends nothing.
+Pure functions of a request, its response and its entry in the log; sends nothing.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def model(name: str) -> dict[str, object]:
 
 
 def identity(entry: Received) -> dict[str, str]:
-    """The header in which OpenAI names the request."""
+    """The header in which OpenAI sends the request's id."""
     return {"x-request-id": f"req_{entry.fingerprint}_{entry.number}"}
 
 
@@ -52,7 +52,7 @@ def _head(kind: str, request: ChatRequest, entry: Received) -> dict[str, object]
 
 
 def completion(request: ChatRequest, given: Answer, entry: Received) -> dict[str, object]:
-    """The whole answer as one object."""
+    """The whole response as one object."""
     message: dict[str, object] = {
         "role": "assistant",
         "content": None if given.calls else given.text,
@@ -71,7 +71,7 @@ def completion(request: ChatRequest, given: Answer, entry: Received) -> dict[str
 
 
 def chunks(request: ChatRequest, given: Answer, entry: Received) -> Iterator[dict[str, object]]:
-    """The answer in pieces; a last one without choices carries the usage, if asked for."""
+    """The response in chunks; a last one without choices carries the usage, if requested."""
     head = _head("chat.completion.chunk", request, entry)
     without_usage: dict[str, object] = {"usage": None} if request.include_usage else {}
 

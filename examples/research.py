@@ -31,7 +31,7 @@ INSTRUCTIONS = (
 
 
 class ToolCall(BaseModel):
-    """One call that the model asks for; `arguments` is the JSON text it wrote."""
+    """One call that the model requests; `arguments` is the JSON text it wrote."""
 
     id: str
     name: str
@@ -39,7 +39,7 @@ class ToolCall(BaseModel):
 
 
 class Turn(BaseModel):
-    """One message of the conversation, in a shape that survives being stored."""
+    """One message of the conversation, in a form that can be stored."""
 
     role: str
     content: str = ""
@@ -82,7 +82,7 @@ async def research(question: str) -> Report:
 
 
 async def answer_call(question: str, call: ToolCall) -> tuple[Turn, Note | None]:
-    """Do what the model asked for. A fetched document is read at once; what it says becomes a note."""
+    """Execute the model's call. A fetched document is read at once; what it says becomes a note."""
     argument = next(iter(json.loads(call.arguments).values()), "")
     note = None
     if call.name == "web_search":
@@ -116,14 +116,14 @@ async def plan(conversation: list[Turn]) -> Turn:
 
 @step(timeout=120)
 async def read(question: str, source: str, document: str) -> str:
-    """Take from a document what it says about the question."""
+    """Extract from a document what it says about the question."""
     prompt = f"{question}\n\n{document}\n\nUse the document above to answer the question in at most 4 sentences."
     return await complete(prompt)
 
 
 @step(timeout=120)
 async def write(question: str, notes: list[Note]) -> str:
-    """Write the report from the notes; the answer is streamed, as one shown to a person would be."""
+    """Write the report from the notes; the response is streamed, as one shown to a person would be."""
     material = "\n\n".join(f"From {note.source}:\n\n{note.text}" for note in notes)
     prompt = f"{question}\n\n{material}\n\nUse the notes above to write a report of at most 12 sentences."
     text = ""
@@ -143,7 +143,7 @@ async def write(question: str, notes: list[Note]) -> str:
 
 @step(timeout=120)
 async def summarise(question: str, text: str) -> str:
-    """Say it in short."""
+    """Summarise the report."""
     prompt = f"{question}\n\n{text}\n\nSummarise the report above in at most 2 sentences."
     return await complete(prompt)
 
@@ -178,7 +178,7 @@ async def complete(prompt: str) -> str:
 
 
 def model_client() -> openai.AsyncOpenAI:
-    """A client that never retries by itself, since retries belong to the step; its header lets a server count them."""
+    """A client that never retries by itself: retries belong to the step; its header lets a server count them."""
     headers = {"X-Step": current_step().idempotency_key}
     return provider_client(openai.AsyncOpenAI, timeout=MODEL_TIMEOUT_SECONDS, default_headers=headers)
 
@@ -189,7 +189,7 @@ def documents_client() -> httpx.AsyncClient:
 
 
 def as_message(turn: Turn) -> ChatCompletionMessageParam:
-    """A turn as the openai client wants it."""
+    """A turn in the openai client's format."""
     if turn.role == "system":
         return {"role": "system", "content": turn.content}
     if turn.role == "user":
@@ -209,7 +209,7 @@ def as_message(turn: Turn) -> ChatCompletionMessageParam:
 
 
 def describe_tool(name: str, purpose: str, argument: str) -> ChatCompletionToolParam:
-    """A tool with one string argument, as the model is told of it."""
+    """A tool with one string argument, as described to the model."""
     return {
         "type": "function",
         "function": {

@@ -38,7 +38,7 @@ def stem(word: str) -> str:
 
 
 def keywords(text: str) -> list[str]:
-    """The words of a text that say what it is about, in order, repeated as they occur."""
+    """The words that a text is about, in order, repeated as they occur."""
     return [stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS and len(word) > 2]
 
 

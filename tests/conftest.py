@@ -1,13 +1,14 @@
 """What every test gets: real engines behind fixtures, a clean environment, and a check that nothing is left behind."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 
-from paidonce.registry import default_registry
+from paidonce.declarations.registry import default_registry
 
 pytest_plugins = [
     "tests.services.certificates",
@@ -17,11 +18,13 @@ pytest_plugins = [
     "tests.services.postgres",
     "tests.services.pgbouncer",  # imports the one above, whose asserts are rewritten first
     "tests.services.rabbitmq",
+    "tests.services.private_rabbitmq",
     "tests.services.valkey",
     "tests.services.secured",  # imports the one above
 ]
 
-SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server"}
+SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server", "tls_rabbitmq"}
+SLOW_SECONDS = 240
 SETTINGS_OF_THE_DEVELOPER = ("AGENTS", "BROKER_URL", "DATABASE_URL", "HOME", "POLICIES", "REDIS_URL")
 
 # How long an example takes says nothing on a shared machine; pytest-timeout bounds the whole test.
@@ -30,14 +33,19 @@ hypothesis.settings.load_profile("paidonce")
 
 
 def pytest_configure() -> None:
-    """Keep tests, and the processes they start, away from the stores and brokers of whoever runs them."""
+    """Keep tests, and the processes they start, away from the stores, brokers and signals of whoever runs them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell that runs them in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SETTINGS_OF_THE_DEVELOPER:
         os.environ.pop(f"PAIDONCE_{name}", None)
 
 
+@pytest.hookimpl(trylast=True)  # a folder of tests may say something else
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by what a test uses, so that nobody has to remember it."""
     for item in items:
+        if item.get_closest_marker("slow") and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
         if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.service)
 

@@ -1,1 +1,1 @@
-"""The demo: a research agent's worker is killed with SIGKILL, another goes on, and the bill is compared."""
+"""The demo: a research agent's worker is killed with SIGKILL, another one continues, and the bill is compared."""

@@ -1,6 +1,6 @@
 """`python -m examples.demo`: the research agent survives a SIGKILL, and the bill shows what was not paid twice.
 
-Exits with 1 if a finished step was repeated or if something did not do its part, with 130 after Ctrl-C.
+Exits with 1 if a finished step was repeated or if something failed, with 130 after Ctrl-C.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from paidonce import Client
 from paidonce.embedded import stop_embedded
 from paidonce.settings import load_settings
 from paidonce_models.errors import PaidonceError
-from paidonce_models.private_files import make_private_folder
+from paidonce_models.privacy.private_files import make_private_folder
 from paidonce_models.states import RunState
 
 QUESTION = (
@@ -36,7 +36,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main() -> int:
-    """Set the scene, play, and clear the stage whatever happens."""
+    """Set up, play the demo, and clean up whatever happens."""
     plan = _plan()
     console = Console(highlight=False)
     home = Path(".paidonce", "demo", datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}").absolute()
@@ -117,12 +117,12 @@ def _introduce(servers: Servers, console: Console) -> None:
 
 
 def _command() -> str:
-    """How the reader's shell finds the command line: by its place where the environment is not activated."""
+    """The command line as the reader's shell finds it: by its path if the environment is not activated."""
     return "paidonce" if shutil.which("paidonce") else _shown(Path(sys.executable).parent / "paidonce")
 
 
 def _print_report(report: object, console: Console) -> None:
-    """The agent's result as text, whatever type the client hands out."""
+    """The agent's result as text, whatever type the client returns."""
     value = report if isinstance(report, Mapping) else vars(report)
     text = f"{value['summary']}\n\n{value['text']}\n\nSources: {', '.join(value['sources'])}"
     console.print(Panel(text, title="the result", title_align="left"))

@@ -1,4 +1,4 @@
-"""The bill at the end of the demo, and what the model server counted beside it."""
+"""The bill at the end of the demo, beside the model server's own count."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from rich.table import Table
 
 from examples.demo.observation import SeenRequest, SeenStep
 from examples.demo.verdict import Verdict
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.money import usd_string
-from paidonce_models.store.bills import read_bill
+from paidonce_models.store.ledger.bills import read_bill
 
 Line = tuple[str, str]
 
@@ -23,7 +23,7 @@ def bill_of(database: Database, run_id: str, steps: Sequence[SeenStep]) -> list[
     return [
         ("steps paid", f"{bill.steps_paid} ({model_calls} model calls, {bill.steps_paid - model_calls} tool calls)"),
         ("steps not paid again", f"{bill.steps_not_repeated}, worth {usd_string(bill.avoided_cost_nanousd)}"),
-        ("lost attempts", f"{bill.attempts_lost} (cut off by the kill; what the provider had begun it may bill)"),
+        ("lost attempts", f"{bill.attempts_lost} (cut off by the kill; the provider may still bill it)"),
         ("tokens", f"{_number(bill.input_tokens)} in, {_number(bill.output_tokens)} out"),
         ("money", usd_string(bill.cost_nanousd, unpriced_calls=unpriced)),
         ("starting over would have cost", usd_string(bill.starting_over_cost_nanousd, unpriced_calls=unpriced)),
@@ -45,13 +45,13 @@ def print_bill(console: Console, lines: Sequence[Line]) -> None:
 
 
 def server_lines(requests: Sequence[SeenRequest], verdict: Verdict) -> list[Line]:
-    """The model server's side of the story."""
+    """The model server's own count."""
     unread = [request for request in requests if not request.delivered]
     tokens = sum(request.tokens for request in unread)
     counted = f"{verdict.requests} requests"
     if unread:
-        counted += f", {len(unread)} of them answered to nobody ({tokens:,} tokens that may be billed)"
+        counted += f", {len(unread)} of them without a reader ({tokens:,} tokens that may be billed)"
     return [
         ("the model server counted", counted),
-        ("finished steps asked for again", str(len(verdict.repeated))),
+        ("finished steps requested again", str(len(verdict.repeated))),
     ]

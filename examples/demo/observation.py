@@ -1,7 +1,7 @@
-"""What the demo sees: the run's steps in the store, and the requests at the model server.
+"""What the demo observes: the run's steps in the store, and the requests at the model server.
 
 Reads only, from outside, as any operator could. The two sources are independent: the first is Paidonce's record, the
-second is the count of a server that has never heard of Paidonce.
+second is the count of a server that knows nothing of Paidonce.
 """
 
 import json
@@ -10,7 +10,7 @@ from datetime import datetime
 
 import httpx
 
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.states import StepState
 from paidonce_models.store.queries import AttemptView, StepView, read_attempts, read_step_payloads, read_steps
 
@@ -19,7 +19,7 @@ from paidonce_models.store.queries import AttemptView, StepView, read_attempts, 
 class SeenStep:
     """A step at one moment. Tokens and cost are sums over all its attempts; None is unknown.
 
-    `key` is what the step calls itself at the model server, its `current_step().idempotency_key`.
+    `key` identifies the step at the model server: its `current_step().idempotency_key`.
     """
 
     position: int
@@ -42,7 +42,7 @@ class SeenStep:
 
 
 class RunObserver:
-    """Looks at one run; remembers what cannot change any more."""
+    """Observes one run; remembers what cannot change any more."""
 
     def __init__(self, database: Database, namespace: str, run_id: str) -> None:
         """Nothing is read yet."""
@@ -53,7 +53,7 @@ class RunObserver:
         self._labels: dict[int, str] = {}
 
     def steps(self) -> list[SeenStep]:
-        """All steps so far, in the order in which the agent asked for them."""
+        """All steps so far, in the order in which the agent requested them."""
         with self._database.read() as connection:
             seen = []
             for view in read_steps(connection, self._namespace, self._run_id):
@@ -90,7 +90,7 @@ def _seen(key: str, view: StepView, label: str, attempts: list[AttemptView]) -> 
 
 
 def label_of(name: str, arguments: dict[str, object]) -> str:
-    """What a person calls this step of `examples.research`."""
+    """A readable name for this step of `examples.research`."""
     function = name.rpartition(".")[2]
     conversation = arguments.get("conversation")
     if isinstance(conversation, list):

@@ -1,7 +1,7 @@
 """Starts the demo's processes, kills one on purpose, and leaves none behind.
 
-Each child leads a session of its own: Ctrl-C reaches the demo alone, and a signal to a child's group reaches all that
-the child started. What children print goes to files, for the moment something goes wrong.
+Each child leads its own session: Ctrl-C reaches only the demo, and a signal to a child's group reaches everything that
+the child started. What children print goes to files, in case something goes wrong.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from paidonce_models.private_files import private_opener
+from paidonce_models.privacy.private_files import private_opener
 
 START_SECONDS = 20
 STOP_SECONDS = 5
@@ -23,7 +23,7 @@ LINES_OF_LOG = 20
 
 
 class DemoFailed(Exception):
-    """Something on the stage did not do its part; the message says what and where to look."""
+    """A process of the demo failed; the message says what happened and where to look."""
 
 
 class Child:
@@ -54,7 +54,7 @@ class Child:
         return self._process.poll() is None
 
     def first_line(self) -> str:
-        """Wait for the line a server prints when it listens: its address."""
+        """Wait for the line that a server prints when it listens: its address."""
         output = self._process.stdout
         if output is not None and select.select([output], [], [], START_SECONDS)[0]:
             line = output.readline().decode().strip()
@@ -63,12 +63,12 @@ class Child:
         raise DemoFailed(f"the {self.name} did not start:\n{self.last_words()}")
 
     def kill(self) -> None:
-        """SIGKILL to the whole group: nothing of it gets to say goodbye."""
+        """SIGKILL the whole group, without a chance to clean up."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to end, and kill what is left of its group after a few seconds."""
+        """Request it to end, and kill what is left of its group after a few seconds."""
         if self.is_alive:
             self._signal(signal.SIGTERM)
             try:
@@ -82,7 +82,7 @@ class Child:
     def last_words(self) -> str:
         """The end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-LINES_OF_LOG:]
-        return "\n".join(lines) or f"(it said nothing; see {self.log})"
+        return "\n".join(lines) or f"(it printed nothing; see {self.log})"
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -134,16 +134,16 @@ def _leave(number: int, frame: object) -> None:
 
 
 class Deadline:
-    """How long the demo waits for anything at all."""
+    """The time limit of everything that the demo waits for."""
 
     def __init__(self, seconds: float) -> None:
-        """Begin now."""
+        """Start the clock."""
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
     def check(self, waiting_for: str, child: Child) -> None:
-        """Raise when the time is over or the process that matters has died by itself."""
+        """Raise if the time is over or the process has died by itself."""
         if not child.is_alive:
             raise DemoFailed(f"{child.name} died while the demo waited for {waiting_for}:\n{child.last_words()}")
         if time.monotonic() > self._end:
-            raise DemoFailed(f"waited {self._seconds:.0f} s in vain for {waiting_for}; the worker's log is {child.log}")
+            raise DemoFailed(f"waited {self._seconds:.0f} s without {waiting_for}; the worker's log is {child.log}")

@@ -1,6 +1,6 @@
 """Shows the run while it happens: a live table on a terminal, plain lines anywhere else.
 
-Knows how things look and nothing of how they come about. `Screen.show` may be called as often as one likes.
+Owns the appearance and nothing else. `Screen.show` may be called as often as one likes.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LINES_AROUND_TABLE = 12
 
 
 class Screen:
-    """Prints the story; also a context in which the table is live."""
+    """Prints what happens; a context in which the table is live."""
 
     def __init__(self, console: Console) -> None:
         """Nothing is shown before the context is entered."""
@@ -35,13 +35,13 @@ class Screen:
         self._killed_at: datetime | None = None
 
     def __enter__(self) -> "Screen":
-        """Take over the bottom of the terminal."""
+        """Start the live table at the bottom of the terminal."""
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leave the last table standing."""
+        """Stop it and leave the last table on the screen."""
         if self._live is not None:
             self._live.stop()
 
@@ -50,7 +50,7 @@ class Screen:
         self._console.print(Text(text, style=style))
 
     def mark_kill(self) -> None:
-        """From now on, what was finished is shown as kept and what was running as cut off."""
+        """From now on, show finished steps as kept and running ones as cut off."""
         self._killed_at = datetime.now(UTC)
 
     def show(self, steps: Sequence[SeenStep]) -> None:
@@ -83,7 +83,7 @@ class Screen:
         return table
 
     def _state(self, step: SeenStep) -> tuple[str, str]:
-        """What to say of a step, and in which colour."""
+        """The text and colour for a step's state."""
         before_kill = self._killed_at is not None and (
             (step.finished_at is not None and step.finished_at < self._killed_at)
             or (step.finished_at is None and step.claimed_at is not None and step.claimed_at < self._killed_at)
@@ -97,7 +97,7 @@ class Screen:
         if step.state is StepState.RUNNING and before_kill:
             return "cut off; its worker is dead", "bold red"
         if step.state is StepState.RUNNING and step.attempts > 1:
-            return f"asking the model, attempt {step.attempts}", "yellow"
+            return f"calling the model, attempt {step.attempts}", "yellow"
         if step.state is StepState.RUNNING:
-            return "asking the model", "cyan"
+            return "calling the model", "cyan"
         return str(step.state), "dim"

@@ -1,7 +1,7 @@
 """What happens in the demo, in order: start, watch, kill, wait, recover, compare.
 
-Owns the plot only. Processes are `processes`', looking is `observation`'s, the looks are `screen`'s, the comparison is
-`verdict`'s, and the bill is Paidonce's own.
+Owns only the plot. `processes` manages processes, `observation` reads, `screen` shows, `verdict` compares, and the bill
+is Paidonce's own.
 """
 
 import os
@@ -33,7 +33,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Where the agent's world is. `counting_url` is None when somebody else's model server is used."""
+    """The servers that the agent uses. `counting_url` is None if another model server is used."""
 
     model_url: str
     counting_url: str | None
@@ -41,7 +41,7 @@ class Servers:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a worker has to be told."""
+        """The environment variables of a worker."""
         return {
             "OPENAI_BASE_URL": self.model_url,
             "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "stand-in",
@@ -66,7 +66,7 @@ def start_worker(stage: Stage, name: str, servers: Servers) -> Child:
 
 
 class Story:
-    """One run of the demo after its run has been submitted."""
+    """The demo from the submission of its run on."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Story:
         observer: RunObserver,
         ended: Callable[[], bool],
     ) -> None:
-        """`ended` says whether the run has reached its end."""
+        """`ended` returns whether the run has ended."""
         self._plan = plan
         self._stage = stage
         self._servers = servers
@@ -88,7 +88,7 @@ class Story:
         self._deadline = Deadline(plan.limit_seconds)
 
     def play(self) -> list[SeenStep]:
-        """Tell it all; returns the steps as they are at the end."""
+        """Play it; returns the steps as they are at the end."""
         worker = start_worker(self._stage, "worker 1", self._servers)
         self._screen.say(f"Worker 1 is process {worker.pid}.")
         self._watch(worker, f"paid call {self._plan.kill_at}", self._is_in_the_chosen_call)
@@ -99,7 +99,7 @@ class Story:
         names = ", ".join(step.label for step in cut_off if step.is_paid) or "nothing, between two calls"
         self._screen.say(f"SIGKILL to worker 1 (process {worker.pid}), in the middle of: {names}", "bold red")
         successor = start_worker(self._stage, "worker 2", self._servers)
-        self._screen.say(f"Worker 2 is process {successor.pid}. It sees that worker 1 is dead and takes its step.")
+        self._screen.say(f"Worker 2 is process {successor.pid}. It sees that worker 1 is dead and reclaims its step.")
         positions = {step.position for step in cut_off}
         self._watch(successor, "the recovery", lambda steps: _are_claimed_again(steps, positions))
         waited = (datetime.now(UTC) - killed_at).total_seconds()
@@ -113,7 +113,7 @@ class Story:
         return steps
 
     def _watch(self, worker: Child, waiting_for: str, is_reached: Callable[[Sequence[SeenStep]], bool]) -> None:
-        """Show the steps until something is reached."""
+        """Show the steps until a condition is reached."""
         while True:
             steps = self._observer.steps()
             self._screen.show(steps)
@@ -125,7 +125,7 @@ class Story:
             time.sleep(POLL_SECONDS)
 
     def _is_in_the_chosen_call(self, steps: Sequence[SeenStep]) -> bool:
-        """Whether the model is answering a call with enough paid before it to make the kill interesting."""
+        """Whether the model is processing a call with enough paid calls before it to make the kill interesting."""
         paid = [step for step in steps if step.is_paid]
         running = [step for step in paid if step.state is StepState.RUNNING and step.claimed_at is not None]
         if sum(step.is_finished for step in paid) < self._plan.kill_at - 1 or not running:

@@ -1,7 +1,7 @@
 """Compares Paidonce's record with the model server's own count.
 
-A pure function of both. The promise it checks: once a step's completion is in the store, no request for that step ever
-arrives again; and before that, no step asks more often than it has attempts.
+A pure function of both. It checks the promise: once a step's completion is in the store, no request for that step ever
+arrives again; and before that, no step sends more requests than it has attempts.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from examples.demo.observation import SeenRequest, SeenStep
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the comparison found. Empty lists are what is promised."""
+    """The result of the comparison. The promise is that the lists are empty."""
 
     requests: int
     repeated: list[str]
@@ -30,23 +30,23 @@ def judge(steps: Sequence[SeenStep], requests: Sequence[SeenRequest]) -> Verdict
     paid = {step.key: step for step in steps if step.is_paid}
     counted = Counter(request.step for request in requests)
     repeated = [
-        f"{paid[request.step].label} was finished, and asked for again"
+        f"{paid[request.step].label} was finished, and requested again"
         for request in requests
         if request.step in paid and _is_after_completion(request, paid[request.step])
     ]
     unexplained = [
-        f"a request came from {key!r}, which is no paid step of the run" for key in counted if key not in paid
+        f"a request came from {key!r}, which is not a paid step of the run" for key in counted if key not in paid
     ]
     for key, step in paid.items():
         if counted[key] > step.attempts:
-            unexplained.append(f"{step.label} asked {counted[key]} times in {step.attempts} attempts")
+            unexplained.append(f"{step.label} sent {counted[key]} requests in {step.attempts} attempts")
         if step.is_finished and not counted[key]:
             unexplained.append(f"{step.label} is finished, and the model server never saw it")
     return Verdict(requests=len(requests), repeated=repeated, unexplained=unexplained)
 
 
 def judge_record(steps: Sequence[SeenStep]) -> Verdict:
-    """Without a server that counts: what Paidonce's own record says."""
+    """Without a counting server: check Paidonce's own record."""
     repeated = [
         f"{step.label} was accepted {step.outcomes.count('accepted')} times"
         for step in steps

@@ -1,4 +1,4 @@
-"""What is true: tables, the store, payloads, money, the ledger and its migrations.
+"""The data model: tables, the store's statements, payloads, money, the ledger and its migrations.
 
-Lowest of the three packages; it imports neither ``paidonce`` nor ``paidonce_workers``.
+The lowest of the three packages; imports neither ``paidonce`` nor ``paidonce_workers``.
 """

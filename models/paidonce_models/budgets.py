@@ -1,13 +1,13 @@
-"""Budgets: which of them a run draws on, and whether there is room for one more attempt. Pure.
+"""Budgets: which of them apply to a run, and whether there is room for one more attempt. Pure.
 
 A *budget* is a rule: a subject (all runs, a tag's value, an agent, one run), a period (each run, UTC day or UTC
 month), a unit (money, tokens, steps) and a limit. Each period has an *account* with what is spent and what is
-reserved for attempts under way. A run draws on the accounts of its *lineage*: its own and those of all its ancestors.
+reserved for running attempts. A run draws on the accounts of its *lineage*: its own and those of all its ancestors.
 
     available = limit - spent - reserved
 
-An attempt reserves before it starts what it is expected to cost. With reservations that are never too small,
-``spent`` never passes the limit. No clock, session or store here.
+An attempt reserves its expected cost before it starts. If no reservation is too small, ``spent`` never exceeds the
+limit. No clock, session or store here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Period(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a budget counts: nano-dollars, input and output tokens, steps that were begun."""
+    """What a budget counts: nano-dollars, input and output tokens, steps that were started."""
 
     USD = "usd"
     TOKENS = "tokens"
@@ -45,7 +45,7 @@ class Unit(StrEnum):
 
 
 class Source(StrEnum):
-    """Where a budget comes from: an agent's decorator, or a person's command, which goes first."""
+    """Where a budget comes from: an agent's decorator, or a person's command, which takes precedence."""
 
     DECLARED = "declared"
     SET = "set"
@@ -57,13 +57,13 @@ class Basis(StrEnum):
     DECLARED = "declared"
     """The step's declared maximum."""
     LEARNED = "learned"
-    """The dearest of its last accepted attempts."""
+    """The most expensive of its last accepted attempts."""
     GUESS = "guess"
-    """A setting, as long as the step has no history; it takes no more than there is."""
+    """A setting, used while the step has no history; it reserves no more than is left."""
 
 
 class Ancestor(NamedTuple):
-    """A subject that a run belongs to, and the run that is counted for it where the period is a run."""
+    """A subject that a run belongs to, and the run whose account is used if the period is a run."""
 
     subject: str
     run_id: str
@@ -84,17 +84,17 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """The budget as the command line writes it, without its amount: ``agent=research per=day usd``."""
+        """The budget as the command line shows it, without its amount: ``agent=research per=day usd``."""
         return f"{self.subject} per={self.period} {self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """One period of a budget; ``key`` is the same whichever rule of a run's applies to it."""
+    """One period of a budget; ``key`` is the same whichever of the run's rules applies to it."""
 
     key: str
     subject: str
-    """The budget's; of a run's own account its agent's."""
+    """The budget's subject; for the account of a run, its agent's."""
     budget: Budget
     span: str
     """The run's id, ``2026-11-25`` or ``2026-11``."""
@@ -102,7 +102,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Balance:
-    """What an account holds, in its unit."""
+    """The contents of an account, in its unit."""
 
     spent: int
     reserved: int
@@ -118,7 +118,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Maxima:
-    """What a step's decorator says an attempt costs at most; ``None`` where it says nothing."""
+    """The maximum cost of an attempt by the step's decorator; ``None`` where it declares none."""
 
     nanousd: int | None = None
     tokens: int | None = None
@@ -130,7 +130,7 @@ class Maxima:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reservation:
-    """What an attempt takes from an account before it starts."""
+    """What an attempt reserves in an account before it starts."""
 
     account: Account
     amount: int
@@ -139,7 +139,7 @@ class Reservation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """The account that has no room, what was asked of it and what it had left."""
+    """The account that has no room, the requested amount and the available one."""
 
     account: Account
     amount: int
@@ -148,7 +148,7 @@ class Refusal:
 
     @property
     def message(self) -> str:
-        """For people: which budget, what was wanted and on what basis, what was left of how much."""
+        """For people: which budget, the requested amount and its basis, what was left of which limit."""
         budget = self.account.budget
         return refusal_text(
             budget.name,
@@ -163,13 +163,13 @@ class Refusal:
 
 _BASES = {
     Basis.DECLARED: "its declared maximum",
-    Basis.LEARNED: "the dearest of its last attempts",
-    Basis.GUESS: "a guess without any history",
+    Basis.LEARNED: "the most expensive of its last attempts",
+    Basis.GUESS: "a guess without history",
 }
 
 
 def refusal_text(name: str, span: str, *, limit: int, amount: int, available: int, unit: Unit, basis: Basis) -> str:
-    """Why a step is held: the budget, what its attempt wants and why, and what is left."""
+    """Why a step is held: the budget, the amount its attempt needs and why, and what is left."""
     return (
         f"budget {name} ({span}) has {amount_text(available, unit)} left of {amount_text(limit, unit)}, "
         f"its next attempt is expected to take {amount_text(amount, unit)} ({_BASES[basis]})"
@@ -205,20 +205,20 @@ def lineage_of(run_id: str, agent: str, tags: Mapping[str, str], parent: Lineage
 
 
 def lineage_to_json(lineage: Lineage) -> str:
-    """As it is stored with a run."""
+    """The JSON that is stored with a run."""
     return json.dumps(lineage)
 
 
 def lineage_from_json(text: str) -> Lineage:
-    """What ``lineage_to_json`` wrote."""
+    """Parse the output of ``lineage_to_json``."""
     return tuple(Ancestor(*entry) for entry in json.loads(text))
 
 
 def accounts_of(budgets: Iterable[Budget], lineage: Lineage, now: datetime) -> list[Account]:
-    """The accounts that a run of this lineage draws on at this time, in the order in which they are locked.
+    """The accounts that a run of this lineage uses at this time, in the order in which they are locked.
 
-    Of the budgets that one run has for itself, the nearest applies: one that was set for the run, else one that was
-    set for its agent, else the agent's declared one.
+    Of the budgets per run, the nearest applies: one set for the run, else one set for its agent, else the one that its
+    agent declares.
     """
     by_subject: dict[str, list[Budget]] = {}
     for budget in budgets:
@@ -249,7 +249,7 @@ def span_of(period: Period, run_id: str, now: datetime) -> str:
 
 
 def rank(budget: Budget) -> int:
-    """Which of the budgets that a run has for itself applies: the highest."""
+    """The precedence of budgets per run: the highest applies."""
     if budget.source is Source.DECLARED:
         return 0
     return 2 if budget.subject.startswith(RUN) else 1
@@ -258,10 +258,10 @@ def rank(budget: Budget) -> int:
 def reserve(
     accounts: Sequence[Account], balances: Mapping[str, Balance], estimates: Mapping[Unit, Estimate]
 ) -> list[Reservation] | Refusal:
-    """What an attempt reserves with each account, or the first account that has no room for it.
+    """What an attempt reserves in each account, or the first account that has no room for it.
 
-    A guess takes no more than there is, so that a step without history can begin as long as anything is left; the
-    other bases need their whole amount. An account that is overdrawn has no room even for an attempt that is free.
+    A guess reserves no more than is left, so that a step without history can start as long as anything is left; the
+    other bases need their whole amount. An overdrawn account has no room even for a free attempt.
     """
     reservations = []
     for account in accounts:
@@ -278,6 +278,6 @@ def reserve(
 
 
 def has_room(amount: int, basis: Basis, *, limit: int, balance: Balance) -> bool:
-    """Whether an attempt that was refused could be begun now, as far as this account goes."""
+    """Whether a refused attempt could start now, as far as this account is concerned."""
     available = limit - balance.spent - balance.reserved
     return available > 0 if basis is Basis.GUESS else available >= amount

@@ -1,6 +1,6 @@
-"""Why money was spent, and whether it bought something: derived from how things ended, never stored with a call.
+"""Why money was spent, and whether it bought something: derived from outcomes, never stored with a call.
 
-The same definition as the view ``ledger_calls`` (a test compares them), for what has no call: an attempt that was
+The same definition as in the view ``ledger_calls`` (a test compares them), for attempts without calls: those that were
 lost before anything was recorded.
 """
 
@@ -15,7 +15,7 @@ class Cause(StrEnum):
     """Each call has exactly one. The values after ``abandoned`` are the outcomes of attempts that were not accepted."""
 
     OPEN = "open"
-    """The root run, or the attempt itself, is under way."""
+    """The root run or the attempt has not ended."""
     USEFUL = "useful"
     """Accepted, and the root run succeeded."""
     ABANDONED = "abandoned"
@@ -27,13 +27,13 @@ class Cause(StrEnum):
     FENCED = "fenced"
     SHORT_CIRCUITED = "short_circuited"
     BLOCKED = "blocked"
-    """What it returned was kept and never taken: the run was cancelled, or a person had it done once more."""
+    """The returned result was kept and never used: the run was cancelled, or a person had the step repeated."""
     UNKNOWN = "unknown"
-    """The run's or the attempt's row is gone."""
+    """The row of the run or the attempt was deleted."""
 
 
 def cause_of(outcome: AttemptOutcome | None, root_state: RunState) -> Cause:
-    """The cause of what an attempt spent; an ``outcome`` of ``None`` is an attempt under way."""
+    """The cause of an attempt's spend; ``outcome`` is ``None`` while the attempt is running."""
     if root_state not in RUN_TERMINAL or outcome is None:
         return Cause.OPEN
     if outcome is AttemptOutcome.ACCEPTED:

@@ -1,10 +1,10 @@
 """The one error tree of Paidonce.
 
     PaidonceError
-    ├── InvalidInput                what a caller handed over does not fit
+    ├── InvalidInput                what a caller passed does not fit
     │   ├── UnknownAgent
     │   ├── KeyConflict             the same key with another input
-    │   ├── NotSerialisable         a value has no JSON form that comes back the same
+    │   ├── NotSerialisable         a value has no JSON form that is read back unchanged
     │   ├── PayloadTooLarge
     │   └── DeclarationError        a decorator was used on something it cannot hold
     ├── ConfigurationError          settings, modules, policy files
@@ -12,18 +12,18 @@
     ├── StoreError
     │   ├── StoreUnreachable        waited for: no connection, or
     │   │   ├── StoreUnavailable    … the store cannot take this now: full, read-only, out of memory
-    │   │   └── StoreDenied         … the store does not let us in
-    │   ├── StatementRefused        about one statement or its data; tried again it is refused again
+    │   │   └── StoreDenied         … the store refuses the login
+    │   ├── StatementRefused        about one statement or its data; a retry would be refused too
     │   ├── SchemaMismatch          the database is at another schema
     │   └── IllegalTransition       a state machine was asked for a move it does not have
     ├── BrokerUnreachable
     ├── NotFound                    no such run, step, worker
-    ├── ReplayError                 a run cannot go on in this code
+    ├── ReplayError                 a run cannot continue in this code
     │   ├── HistoryMismatch         recorded history and the code differ
     │   ├── NotReplayable           the agent used something that cannot be replayed
     │   ├── CodeDoesNotFit          a value or a declaration that the agent needs does not fit its code
     │   ├── SliceTooLong            the agent did not block within its time
-    │   └── BoundReached            the agent asks for more than a run may
+    │   └── BoundReached            the agent requests more than a run may
     │       ├── TooManySteps
     │       ├── TooManyTimers
     │       ├── TooManyRuns
@@ -36,8 +36,8 @@
     ├── StepFailed                  what an agent sees of a failed step or child run
     │   ├── StepTimedOut            (also a TimeoutError)
     │   └── CircuitOpen             the dependency is known to be down, the call was not made
-    ├── CircuitStoreUnreachable     the Redis that breakers share does not answer
-    ├── ResultNotStorable           a step has returned what its code cannot store; it is kept, and not paid again
+    ├── CircuitStoreUnreachable     the Redis that breakers share does not respond
+    ├── ResultNotStorable           a step's result cannot be stored by its code; it is kept, and not paid for again
     ├── StepDoesNotFit              a step's arguments or declaration do not fit its code; nothing was paid
     ├── TooDeep                     agents nested deeper than allowed
     └── StepInterrupt               raised inside a step's body to stop it; BaseException, see there
@@ -56,7 +56,7 @@ type_registry: dict[str, type[PaidonceError]] = {}
 
 
 class PaidonceError(Exception):
-    """Something went wrong in Paidonce; the message says what to do about it."""
+    """Something went wrong in Paidonce; the message says how to fix it."""
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
@@ -105,7 +105,7 @@ class KeyConflict(InvalidInput):
 
 
 class NotSerialisable(InvalidInput):
-    """The value has no JSON form that comes back the same; return JSON types, dataclasses or pydantic models."""
+    """The value has no JSON form that is read back unchanged; return JSON types, dataclasses or pydantic models."""
 
     code = "not_serialisable"
 
@@ -149,23 +149,23 @@ class StoreUnreachable(StoreError):
 
 
 class StoreUnavailable(StoreUnreachable):
-    """The store answers and cannot take this now: full, read-only, out of memory. Nothing was lost."""
+    """The store responds but cannot accept this now: full, read-only, out of memory. Nothing was lost."""
 
     code = "store_unavailable"
 
 
 class StoreDenied(StoreUnreachable):
-    """The store does not let us in, or is no store; check PAIDONCE_DATABASE_URL. Nothing was changed."""
+    """The store refuses the login, or is no store; check PAIDONCE_DATABASE_URL. Nothing was changed."""
 
 
 class StatementRefused(StoreError):
-    """The store refuses this very statement or its data, now and later; the store itself is well."""
+    """The store refuses this statement or its data, now and later; the store itself is well."""
 
     code = "statement_refused"
 
     @property
     def is_about_data(self) -> bool:
-        """Whether other data would be taken; otherwise the statement does not fit the schema."""
+        """Whether other data would be accepted; otherwise the statement does not fit the schema."""
         return bool(self.details.get("about_data", True))
 
 
@@ -182,7 +182,7 @@ class IllegalTransition(StoreError):
 
 
 class BrokerUnreachable(PaidonceError):
-    """The broker cannot be reached; check PAIDONCE_BROKER_URL. What was submitted is stored and goes on later."""
+    """The broker cannot be reached; check PAIDONCE_BROKER_URL. What was submitted is stored and continues later."""
 
     code = "broker_unreachable"
     exit_code = 3
@@ -196,7 +196,7 @@ class NotFound(PaidonceError):
 
 
 class ReplayError(PaidonceError):
-    """The run cannot go on in this code."""
+    """The run cannot continue in this code."""
 
     code = "replay"
     exit_code = 5
@@ -215,7 +215,7 @@ class NotReplayable(ReplayError):
 
 
 class CodeDoesNotFit(ReplayError):
-    """A value or a declaration that the agent needs does not fit its code; mend it, and the run goes on."""
+    """A value or a declaration that the agent needs does not fit its code; correct it, and the run continues."""
 
     code = "code_does_not_fit"
 
@@ -233,19 +233,19 @@ class SliceEndsProcess(ReplayError):
 
 
 class BoundReached(ReplayError):
-    """The agent asks for more than a run may; raise the setting that its message names, or mend the agent."""
+    """The agent requests more than a run may; raise the setting that its message names, or correct the agent."""
 
     code = "bound_reached"
 
     @property
     def limit(self) -> int:
-        """What is allowed."""
+        """The limit."""
         value = self.details.get("limit", 0)
         return value if isinstance(value, int) else 0
 
 
 class TooManySteps(BoundReached):
-    """The agent asks for more steps than a run may have; raise PAIDONCE_MAX_STEPS, or mend the agent."""
+    """The agent requests more steps than a run may have; raise PAIDONCE_MAX_STEPS, or correct the agent."""
 
     code = "too_many_steps"
 
@@ -257,7 +257,7 @@ class TooManyTimers(BoundReached):
 
 
 class TooManyRuns(BoundReached):
-    """More runs would stand below one root than allowed; raise PAIDONCE_MAX_RUNS, or mend the agents."""
+    """More runs would stand below one root than allowed; raise PAIDONCE_MAX_RUNS, or correct the agents."""
 
     code = "too_many_runs"
 
@@ -288,13 +288,13 @@ class RunCancelled(RunEnded):
 
 
 class RunBlocked(RunEnded):
-    """The run cannot go on until its code is mended; its finished steps are kept."""
+    """The run cannot continue until its code is corrected; its finished steps are kept."""
 
     code = "run_blocked"
 
 
 class ResultTimeout(PaidonceError, TimeoutError):
-    """The run did not end within the time given; it goes on, ask again later."""
+    """The run did not end within the given time; it continues, so ask again later."""
 
     code = "result_timeout"
     exit_code = 6
@@ -310,12 +310,12 @@ class StepFailed(PaidonceError):
 
     @property
     def error_type(self) -> str:
-        """The type's name of what the step raised."""
+        """The name of the type of the step's error."""
         return str(self.details.get("error_type", ""))
 
     @property
     def error_message(self) -> str:
-        """The message of what the step raised."""
+        """The message of the step's error."""
         return str(self.details.get("error_message", ""))
 
     @property
@@ -341,7 +341,7 @@ class CircuitOpen(StepFailed):
 
     @classmethod
     def of(cls, target: str, *, since: datetime | None, retry_at: datetime | None, reason: str) -> Self:
-        """The error of one refused call. ``retry_at`` is ``None`` if it stays open until it is closed by hand."""
+        """The error of one refused call. ``retry_at`` is ``None`` if the circuit stays open until someone closes it."""
         opened = "is open" if since is None else f"has been open since {since.isoformat(timespec='seconds')}"
         ends = (
             "it stays open until it is closed by hand"
@@ -368,12 +368,12 @@ class CircuitOpen(StepFailed):
 
     @property
     def since(self) -> datetime | None:
-        """Since when the circuit has not been closed, by the clock of Redis; ``None`` if that is not known."""
+        """When the circuit left the closed state, by the clock of Redis; ``None`` if unknown."""
         return _moment(self.details.get("since"))
 
     @property
     def retry_at(self) -> datetime | None:
-        """From when on another try may be let through; ``None`` if only a person closes the circuit."""
+        """When a call may be permitted again; ``None`` if only a person closes the circuit."""
         return _moment(self.details.get("retry_at"))
 
 
@@ -382,20 +382,20 @@ def _moment(text: object) -> datetime | None:
 
 
 class CircuitStoreUnreachable(PaidonceError):
-    """The Redis that circuits are shared in cannot be reached; check PAIDONCE_REDIS_URL. Nothing was changed."""
+    """The Redis that shares the circuits cannot be reached; check PAIDONCE_REDIS_URL. Nothing was changed."""
 
     code = "circuit_store_unreachable"
     exit_code = 3
 
 
 class ResultNotStorable(PaidonceError):
-    """A step has returned what this code cannot store; it is kept, and other code goes on with it."""
+    """A step returned a result that this code cannot store; it is kept, and other code continues with it."""
 
     code = "result_not_storable"
 
 
 class StepDoesNotFit(PaidonceError):
-    """A step's arguments or its declaration do not fit this code; nothing was paid, and other code goes on with it."""
+    """A step's arguments or declaration do not fit this code; nothing was paid, and other code continues with it."""
 
     code = "step_does_not_fit"
 
@@ -407,7 +407,7 @@ class TooDeep(PaidonceError):
 
 
 class StepInterrupt(BaseException):
-    """Raised inside a step's body to stop it: time-out, cancellation or a worker that shuts down.
+    """Raised inside a step's body to stop it: timeout, cancellation or a worker that shuts down.
 
     A ``BaseException`` so that a body's ``except Exception`` does not swallow it.
     """

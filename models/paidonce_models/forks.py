@@ -1,12 +1,13 @@
-"""What a fork does to the objects of a process: who waits for it, and who must leave what to the parent.
+"""What a fork does to the objects of a process: which run a hook before it, and which belong to the parent.
 
-A forked child has copies of everything and of one thread. Connections are then shared: what one process says on them
-the other is answered. Locks that another thread held stay locked. So objects that have either say here what the child
-is to forget; they are held weakly, and each acts on its own. A child never closes what it leaves: a farewell to the
-server, a shut-down socket or an SQLite file that is closed would be the parent's as well. ``leave_to_parent`` keeps
-such objects from being collected, even when the interpreter ends.
+A forked child has copies of everything, and of one thread. Connections are then shared: a response to one process may
+reach the other. Locks that another thread held stay locked. So objects that have either register here what the child
+must forget; they are held weakly, and each acts independently. A child never closes what it forgets: a farewell to the
+server, a socket shutdown or a closed SQLite file would affect the parent as well. ``leave_to_parent`` keeps such
+objects from being collected, even when the interpreter ends.
 
-A fork that does not go through Python (uWSGI without ``lazy-apps``) runs only what is said ``in_child``.
+A fork that bypasses Python (uWSGI without ``lazy-apps`` or ``py-call-uwsgi-fork-hooks``) runs no hooks. Then
+``notice_fork``, which is called before a connection is used, runs the hooks of ``in_child``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -28,22 +30,51 @@ _in_child: Final[_Actions] = {}
 
 
 def before_fork(owner: T, wait: Callable[[T], object], then: Callable[[T], object]) -> None:
-    """``wait`` is called before each fork, ``then`` after it in the parent, also where the fork has failed.
+    """Call ``wait`` before each fork and ``then`` after it in the parent, also if the fork has failed.
 
-    Who asked first waits first and is the last in the parent. An owner that is made, or dropped, while a process forks
-    has only one of the two: they must not count.
+    The first owner registered waits first and comes last in the parent. An owner that is created or dropped while a
+    process forks gets only one of the two calls: they must not count.
     """
     _note(_before, owner, wait)
     _note(_in_parent, owner, then)
 
 
 def in_child(owner: T, forget: Callable[[T], object]) -> None:
-    """``forget`` is called in each forked child, in the order in which it was asked for, before anything else runs."""
+    """Call ``forget`` in each forked child, in the order of registration, before anything else runs."""
     _note(_in_child, owner, forget)
 
 
+class _Process:
+    """Which process this is, as far as it was noticed."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+
+
+_process: Final = _Process()
+
+
+def notice_fork() -> None:
+    """In a child whose fork bypassed Python, run the hooks of ``in_child`` first; does nothing elsewhere."""
+    if os.getpid() == _process.pid:
+        return
+    with _process.lock:
+        if os.getpid() != _process.pid:
+            _run(_in_child)
+            _process.pid = os.getpid()
+
+
+def _begin_child() -> None:
+    _process.begin()
+    _run(_in_child)
+
+
 def leave_to_parent(*shared: object) -> None:
-    """Never let these be collected in this process, nor what they hold: their finalizers would reach the parent."""
+    """Never let these be collected in this process, nor what they hold: their finalizers would affect the parent."""
     for each in shared:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
@@ -73,5 +104,5 @@ def _report(error: Exception, action: Callable[[Any], object]) -> None:
 os.register_at_fork(
     before=lambda: _run(_before),
     after_in_parent=lambda: _run(_in_parent, backwards=True),
-    after_in_child=lambda: _run(_in_child),
+    after_in_child=_begin_child,
 )

@@ -1,4 +1,4 @@
-"""Identifiers: UUID version 7, so that rows of one time lie together in an index."""
+"""Identifiers: UUID version 7, so that rows of the same time are close together in an index."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Money as integer nano-dollars: 1 USD is 1,000,000,000.
 
-Owns the conversion from and to what people write, and the one way to round
-and split an exact sum. Never holds a price or a clock, and never computes
-with binary floating point. Unknown money is ``None`` and is never shown as
-zero.
+Owns the conversion from and to what people write, and the one way to round and split
+an exact sum. Holds no price and no clock, and never uses binary floating point.
+Unknown money is ``None`` and is never shown as zero.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ LARGEST_EXPONENT = 40
 
 
 def exact_amount(value: Decimal | str | int | float, what: str = "amount of money") -> Fraction:
-    """The number a person wrote, without loss; a float counts as the digits Python prints for it.
+    """The number that a person wrote, exactly; a float counts as the digits that Python prints for it.
 
-    Raises ``InvalidInput`` naming ``what`` when it is no finite number.
+    Raises ``InvalidInput`` naming ``what`` if it is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, Decimal | str | int | float):
         raise InvalidInput(
@@ -35,7 +34,7 @@ def exact_amount(value: Decimal | str | int | float, what: str = "amount of mone
     if not number.is_finite():
         raise InvalidInput(f"{what}: {value!r} is not a finite number; leave it out if it is unknown")
     if number and abs(number.adjusted()) > LARGEST_EXPONENT:
-        raise InvalidInput(f"{what}: {str(value)[:50]} is no amount of anything; check the exponent")
+        raise InvalidInput(f"{what}: {str(value)[:50]} is not a plausible amount; check the exponent")
     return Fraction(number)
 
 
@@ -58,7 +57,7 @@ def usd_from_nanousd(nanousd: int) -> Decimal:
 
 
 def decimal_usd_string(nanousd: int | None) -> str | None:
-    """US dollars for machines: all nine places and no sign of currency, ``None`` for unknown."""
+    """US dollars for machines: all nine places, no currency sign, ``None`` for unknown."""
     if nanousd is None:
         return None
     whole, rest = divmod(abs(nanousd), NANOUSD_PER_USD)
@@ -68,8 +67,8 @@ def decimal_usd_string(nanousd: int | None) -> str | None:
 def usd_string(nanousd: int | None, *, unpriced_calls: int = 0) -> str:
     """US dollars for people, exact, with at least two places: ``$0.001234``.
 
-    With calls whose price is unknown the sum is a lower bound, ``≥ $1.20``;
-    with nothing known at all it is ``unknown``.
+    If the price of some calls is unknown, the sum is a lower bound, ``≥ $1.20``;
+    if nothing is known, it is ``unknown``.
     """
     if nanousd is None:
         return "unknown"
@@ -81,9 +80,9 @@ def usd_string(nanousd: int | None, *, unpriced_calls: int = 0) -> str:
 def split_to_integers(parts: Sequence[Fraction]) -> list[int]:
     """Round exact parts to integers that add up to their sum rounded half to even.
 
-    Largest remainder: each part is rounded down and what is missing goes to
-    the parts with the largest remainders, the earlier first, so that no part
-    is off by one unit or more.
+    Largest remainder: each part is rounded down and the missing units go to the parts
+    with the largest remainders, the earlier first, so that no part is off by one unit or
+    more.
     """
     floors = [part.numerator // part.denominator for part in parts]
     missing = round(sum(parts, Fraction(0))) - sum(floors)

@@ -1,16 +1,16 @@
-"""Names of queues: as the store keeps them, and as the broker sees them, which is where namespaces are told apart.
+"""Names of queues: in the store, and on the broker, where they distinguish namespaces.
 
-Owns both and the way between them. In the store a queue is ``paidonce.x`` whatever the namespace, for each row says
-its namespace beside it. On a broker that several namespaces share nothing else does, so the name says it:
+Owns both and the conversion. In the store a queue is ``paidonce.x`` in any namespace, because each row also has its
+namespace. A broker that several namespaces share has only the name, so the name includes the namespace:
 
     namespace    in the store        on the broker
     default      paidonce.x          paidonce.x
     shop         paidonce.x          paidonce@shop:x
 
-No two pairs of namespace and queue have one name there: those of ``default`` begin with ``paidonce.``, which no other
-does, and a namespace holds no colon, so that the first colon ends it, whatever characters the queue's name has.
-Everything else of a namespace on a broker (``broker_scope`` and a word after a dot) begins like that and holds no
-colon, so that it is no queue's name either.
+No two pairs of namespace and queue have the same name there: those of ``default`` begin with ``paidonce.``, which no
+other does, and a namespace contains no colon, so the first colon ends it, whatever characters the queue's name has.
+Everything else of a namespace on a broker (``broker_scope`` and a word after a dot) begins like that and contains no
+colon, so that it cannot be a queue's name.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ def full_queue_name(name: str) -> str:
 
 
 UNACKED: Final = ("unacked", "unacked_index", "unacked_mutex")
-"""What kombu keeps on Redis beside the queues; without a namespace's own its submissions would be given to others."""
+"""Keys that kombu keeps on Redis beside the queues; it would mistake a queue of that name for one of them."""
 
 
 def is_reserved(queue: str) -> bool:
-    """Whether a queue of that name would be kept under a key that holds something else on Redis."""
+    """Whether a queue of that name would use a Redis key that holds something else."""
     return full_queue_name(queue).removeprefix(PREFIX) in UNACKED
 
 
 def is_namespace(value: str) -> bool:
-    """Whether this can name a namespace."""
+    """Whether this is a valid name of a namespace."""
     return _NAMESPACE.fullmatch(value) is not None
 
 
 def broker_scope(namespace: str) -> str | None:
-    """What everything of a namespace on a broker begins with but its queues; ``None``: the names without any.
+    """The prefix of everything of a namespace on a broker except its queues; ``None``: no prefix.
 
-    Raises ``ConfigurationError`` for what is no namespace: two teams must never share a name by a slip.
+    Raises ``ConfigurationError`` for an invalid namespace: two teams must never share a name by mistake.
     """
     if not is_namespace(namespace):
         raise ConfigurationError(f"the namespace must have {EXPECTED_NAMESPACE}; found {namespace!r:.100}")
@@ -63,7 +63,7 @@ def broker_scope(namespace: str) -> str | None:
 
 
 def broker_queue_name(namespace: str, name: str) -> str:
-    """The broker's name of a namespace's queue: of ``x``, ``paidonce.x``, or what is the broker's name already."""
+    """The broker's name of a namespace's queue, given as ``x``, ``paidonce.x``, or the broker's name already."""
     scope = broker_scope(namespace)
     if scope is None:
         return full_queue_name(name)
@@ -72,12 +72,12 @@ def broker_queue_name(namespace: str, name: str) -> str:
 
 
 def stored_queue_name(namespace: str, broker_name: str) -> str:
-    """The store's name of a queue that this namespace's workers take from the broker."""
+    """The store's name of a queue that this namespace's workers consume from the broker."""
     scope = broker_scope(namespace)
     return full_queue_name(broker_name if scope is None else broker_name.removeprefix(f"{scope}:"))
 
 
 def is_submit_queue(broker_name: str) -> bool:
-    """Whether a name on the broker is that of a queue for submissions, of whatever namespace."""
+    """Whether this is the broker's name of a queue for submissions, of any namespace."""
     scope, _, name = broker_name.partition(":")
     return broker_name == SUBMIT_QUEUE or (scope.startswith(_SCOPE) and name == SUBMIT_QUEUE.removeprefix(PREFIX))

@@ -1,18 +1,19 @@
 """The states of runs, steps and attempts, each with one table of legal moves.
 
-``waiting``, ``parked``, ``paused`` and ``blocked`` are kinds of standing still:
-the run's earliest open await decides which. Terminal states have no moves.
+The tables are binding: the guards of the store's statements are derived from them (``store/state_guards.py``), the
+diagrams in docs/architecture.md are compared with them, and a test plays every statement that writes a state against
+them. ``waiting``, ``parked``, ``paused`` and ``blocked`` are runs that cannot proceed now: the run's earliest open
+await decides which. Terminal states have no moves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-
-from paidonce_models.errors import IllegalTransition
 
 
 class RunState(StrEnum):
-    """Where a run is in its life."""
+    """The state of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -31,7 +32,7 @@ class RunState(StrEnum):
 
 
 class StepState(StrEnum):
-    """Where a step is in its life."""
+    """The state of a step."""
 
     SCHEDULED = "scheduled"
     RUNNING = "running"
@@ -51,7 +52,7 @@ class StepState(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended; an attempt under way has none."""
+    """How an attempt ended; a running attempt has no outcome."""
 
     ACCEPTED = "accepted"
     FAILED = "failed"
@@ -61,56 +62,48 @@ class AttemptOutcome(StrEnum):
     FENCED = "fenced"
     SHORT_CIRCUITED = "short_circuited"
     BLOCKED = "blocked"
-    """Its body returned what the code cannot store, or its arguments did not fit; what it returned is kept."""
+    """Its body returned what the code cannot store, or its arguments did not fit; its result is kept."""
 
 
-RUN_TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
-STEP_TERMINAL = frozenset({StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED})
+_RUN_BEGUN = (RunState.RUNNING, RunState.WAITING, RunState.PARKED, RunState.PAUSED, RunState.BLOCKED)
+_RUN_ENDS = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
 
-_RUN_OPEN = frozenset(set(RunState) - RUN_TERMINAL)
-
-RUN_MOVES: dict[RunState, frozenset[RunState]] = {
-    **{state: frozenset(set(RunState) - {RunState.PENDING}) for state in _RUN_OPEN},
-    **{state: frozenset() for state in RUN_TERMINAL},
+RUN_MOVES: Mapping[RunState, frozenset[RunState]] = {
+    # No step can be parked, or held by a budget, before the agent has requested one.
+    RunState.PENDING: frozenset({RunState.RUNNING, RunState.WAITING, RunState.BLOCKED, *_RUN_ENDS}),
+    **{state: frozenset({*_RUN_BEGUN, *_RUN_ENDS} - {state}) for state in _RUN_BEGUN},
+    **{state: frozenset() for state in _RUN_ENDS},
 }
 
-STEP_MOVES: dict[StepState, frozenset[StepState]] = {
+STEP_MOVES: Mapping[StepState, frozenset[StepState]] = {
     StepState.SCHEDULED: frozenset(
-        {
-            StepState.RUNNING,
-            StepState.PARKED,
-            StepState.HELD,
-            StepState.CANCELLED,
-            StepState.SUCCEEDED,
-            StepState.FAILED,
-        }
+        {StepState.RUNNING, StepState.PARKED, StepState.HELD, StepState.FAILED, StepState.CANCELLED}
     ),
-    StepState.RUNNING: frozenset(set(StepState) - {StepState.HELD}),
+    StepState.RUNNING: frozenset(set(StepState) - {StepState.RUNNING, StepState.HELD}),
     StepState.RETRYING: frozenset(
-        {StepState.RUNNING, StepState.PARKED, StepState.HELD, StepState.CANCELLED, StepState.FAILED}
+        {StepState.RUNNING, StepState.PARKED, StepState.HELD, StepState.FAILED, StepState.CANCELLED}
     ),
-    StepState.PARKED: frozenset({StepState.SCHEDULED, StepState.RUNNING, StepState.CANCELLED, StepState.FAILED}),
-    StepState.HELD: frozenset({StepState.SCHEDULED, StepState.RUNNING, StepState.CANCELLED, StepState.FAILED}),
-    StepState.UNKNOWN: frozenset(
-        {
-            *(StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.RETRYING, StepState.CANCELLED),
-            StepState.BLOCKED,
-        }
-    ),
+    StepState.PARKED: frozenset({StepState.SCHEDULED, StepState.FAILED, StepState.CANCELLED}),
+    StepState.HELD: frozenset({StepState.SCHEDULED, StepState.CANCELLED}),
+    # A person decides, or its attempt reports after all: there was no other attempt.
+    StepState.UNKNOWN: frozenset(set(StepState) - {StepState.UNKNOWN, StepState.RUNNING, StepState.HELD}),
     StepState.BLOCKED: frozenset({StepState.SCHEDULED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
     StepState.SUCCEEDED: frozenset(),
     StepState.FAILED: frozenset(),
     StepState.CANCELLED: frozenset(),
 }
 
-ATTEMPT_MOVES: dict[AttemptOutcome | None, frozenset[AttemptOutcome]] = {
+_LATE_REPORTS = frozenset(
+    {AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED, AttemptOutcome.SHORT_CIRCUITED, AttemptOutcome.BLOCKED}
+)
+"""The outcomes that an at-most-once attempt may still report after it was given up as unknown."""
+
+ATTEMPT_MOVES: Mapping[AttemptOutcome | None, frozenset[AttemptOutcome]] = {
     None: frozenset(AttemptOutcome),
-    # `fenced` when a zombie reports; the others when an at-most-once attempt does that was given up as unknown.
-    AttemptOutcome.LOST: frozenset(
-        {AttemptOutcome.FENCED, AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED, AttemptOutcome.BLOCKED}
-    ),
-    AttemptOutcome.TIMED_OUT: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED, AttemptOutcome.BLOCKED}),
-    # What it returned was kept, and other code could read it.
+    # `fenced` when a zombie reports.
+    AttemptOutcome.LOST: _LATE_REPORTS | {AttemptOutcome.FENCED},
+    AttemptOutcome.TIMED_OUT: _LATE_REPORTS,
+    # Its result was kept, and other code could read it.
     AttemptOutcome.BLOCKED: frozenset({AttemptOutcome.ACCEPTED}),
     **{
         outcome: frozenset()
@@ -119,14 +112,7 @@ ATTEMPT_MOVES: dict[AttemptOutcome | None, frozenset[AttemptOutcome]] = {
     },
 }
 
-
-def check_run_move(current: RunState, target: RunState) -> None:
-    """Raise ``IllegalTransition`` unless a run may go from ``current`` to ``target`` (staying is allowed)."""
-    if target is not current and target not in RUN_MOVES[current]:
-        raise IllegalTransition(f"a run cannot go from {current} to {target}")
-
-
-def check_step_move(current: StepState, target: StepState) -> None:
-    """Raise ``IllegalTransition`` unless a step may go from ``current`` to ``target``."""
-    if target not in STEP_MOVES[current]:
-        raise IllegalTransition(f"a step cannot go from {current} to {target}")
+RUN_TERMINAL = frozenset(state for state, moves in RUN_MOVES.items() if not moves)
+STEP_TERMINAL = frozenset(state for state, moves in STEP_MOVES.items() if not moves)
+CLAIMABLE = tuple(state for state, moves in STEP_MOVES.items() if StepState.RUNNING in moves)
+"""The states of a step that waits to be claimed."""

@@ -1,10 +1,9 @@
 """What one paid call used and cost: ``Usage`` and ``CallRecord``.
 
-Owns the two values that travel from where a call is seen (a response, an HTTP
-tap, ``record_usage``) to the ``calls`` table, and their validation. Knows no
-prices (``paidonce_models.pricing``), no run and no store: the run, step and
-attempt are added by the statement that writes the row. ``None`` is unknown
-and is never turned into zero here.
+Owns the two values that travel from where a call is seen (a response, an HTTP tap,
+``record_usage``) to the ``calls`` table, and their validation. Knows no prices
+(``paidonce_models.pricing``), no run and no store: the statement that writes the row
+adds run, step and attempt. ``None`` is unknown and is never turned into zero here.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from typing import Final
 
 from paidonce_models.errors import InvalidInput
 from paidonce_models.ids import uuid7
+from paidonce_models.unpriced_calls import is_unpriced
 
 LARGEST_COUNT: Final = 10**15
-"""Far above any request, far below what the store's integers hold."""
+"""Far above any request, far below the store's integer range."""
 LARGEST_COST_NANOUSD: Final = 10**15
-"""A million US dollars for one call is a unit gone wrong. The store's sums hold nine thousand of them."""
+"""A million US dollars for one call must be a wrong unit. The store's sums can hold nine thousand of them."""
 LATEST_START_US: Final = 253_402_300_800 * 1_000_000
 """The end of the year 9999, the last that a date can name."""
 LONGEST_DURATION_US: Final = 10**15
-"""Thirty years; more is a unit gone wrong."""
+"""Thirty years in microseconds; more must be a wrong unit."""
 TEXT_LIMITS: Final = {
     "tool": 200,
     "provider": 100,
@@ -32,7 +32,7 @@ TEXT_LIMITS: Final = {
     "provider_request_id": 200,
     "price_source": 200,
 }
-"""Widths of the columns of ``calls``; a longer text is cut, as a name must not cost the row of money."""
+"""Widths of the columns of ``calls``; a longer text is truncated, because a name must not cost the row of money."""
 
 
 class CallKind(StrEnum):
@@ -44,7 +44,7 @@ class CallKind(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Who says how much was used."""
+    """The source of the usage."""
 
     PROVIDER = "provider"
     EXPLICIT = "explicit"
@@ -53,7 +53,7 @@ class UsageSource(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """How the request ended; ``cut`` is an answer that broke off, or that nobody waited for."""
+    """How the request ended; ``cut`` is a response that broke off, or that the client did not wait for."""
 
     OK = "ok"
     FAILED = "failed"
@@ -62,13 +62,13 @@ class CallStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens of one request as the ledger counts them, whatever the provider's own habits.
+    """Tokens of one request as the ledger counts them, whatever the provider's conventions.
 
     ``input_tokens`` includes what was read from and written to a cache, and
-    ``output_tokens`` includes reasoning, also for providers that report them
-    apart. ``other_units`` are further billed units by their genai-prices name
+    ``output_tokens`` includes reasoning, also for providers that report it separately.
+    ``other_units`` are further billed units by their genai-prices name
     (``cache_write_1h_tokens``, ``input_audio_tokens``, ``web_searches``), and
-    ``price_context`` what the response says about its tariff
+    ``price_context`` is what the response reports about its tariff
     (``service_tier``, ``processing``, ``speed``); nothing of it is guessed.
     """
 
@@ -134,12 +134,12 @@ class Usage:
 class CallRecord:
     """One row of ``calls`` without its run, step and attempt.
 
-    Money is integer nano-dollars, ``None`` where unknown. Where the parts are
-    known they add up to ``cost_nanousd`` exactly; ``other_cost_nanousd`` is
-    what is charged besides tokens (searches, a fee per request, own units).
-    Unit prices are the plain ones of the four kinds of token in nano-dollars
-    per million tokens, as they were when the call was priced. The ``id`` is
-    drawn once, here, so that a write that is tried again cannot count twice.
+    Money is integer nano-dollars, ``None`` where unknown. If the parts are known, they
+    add up to ``cost_nanousd`` exactly; ``other_cost_nanousd`` is what is charged besides
+    tokens (searches, a fee per request, other units). Unit prices are the plain ones of
+    the four kinds of token in nano-dollars per million tokens, as of the pricing of the
+    call. The ``id`` is drawn once, here, so that a write that is retried cannot count
+    twice.
     """
 
     id: str = field(default_factory=uuid7)
@@ -173,15 +173,13 @@ class CallRecord:
 
     @property
     def is_unpriced(self) -> bool:
-        """Whether it makes a sum of money a lower bound.
-
-        A request that failed and reports no tokens is normally not billed: it is a call, and nobody waits for its
-        price. The view ``ledger_calls`` says the same.
-        """
-        failed_for_nothing = (
-            self.status is CallStatus.FAILED and self.input_tokens is None and self.output_tokens is None
+        """Whether it makes a sum of money a lower bound."""
+        return is_unpriced(
+            cost_nanousd=self.cost_nanousd,
+            has_failed=self.status is CallStatus.FAILED,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
         )
-        return self.cost_nanousd is None and not failed_for_nothing
 
     def __post_init__(self) -> None:
         parts = (
@@ -209,7 +207,7 @@ class CallRecord:
                 object.__setattr__(self, name, _storable(name, text)[:limit])
 
     def _check_times(self) -> None:
-        """A row that the store refuses would take all that is written with it."""
+        """If the store refused this row, it would refuse everything written with it."""
         for name, value, largest in (
             ("started_at_us", self.started_at_us, LATEST_START_US - 1),
             ("duration_us", self.duration_us, LONGEST_DURATION_US),
@@ -223,7 +221,7 @@ class CallRecord:
 
 
 def _storable(name: str, text: object) -> str:
-    """The text without NUL and unpaired surrogates, which no store takes. Raises ``InvalidInput`` for what is none."""
+    """The text without NUL and unpaired surrogates, which no store accepts. Raises ``InvalidInput`` for other types."""
     if not isinstance(text, str):
         raise InvalidInput(f"{name} must be text or None, got {type(text).__name__}")
     if text.isascii() and "\0" not in text:

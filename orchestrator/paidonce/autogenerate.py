@@ -1,6 +1,6 @@
-"""For a team's own ``env.py``: what `alembic revision --autogenerate` must leave alone in a database that is shared.
+"""For a team's own ``env.py``: what `alembic revision --autogenerate` must ignore in a shared database.
 
-Alembic compares the whole schema with the team's models and proposes to drop what it does not find there: our tables.
+Alembic compares the whole schema with the team's models and would propose to drop our tables, which those lack.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paidonce_models.occupied_names import OUR_TABLES
+from paidonce_models.database.occupied_names import OUR_TABLES
 
 IncludeName = Callable[[str | None, str, Mapping[str, Any]], bool]
 

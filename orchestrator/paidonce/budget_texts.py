@@ -1,6 +1,6 @@
-"""What people write of budgets, as values: ``agent=research per=day usd=20``.
+"""Parses budgets as people write them: ``agent=research per=day usd=20``.
 
-Owns how subjects, periods and amounts are written; never touches the store. Every error says what was found and what
+Owns the notation of subjects, periods and amounts; never touches the store. Every error says what was found and what
 to write instead.
 """
 
@@ -23,16 +23,16 @@ MAX_SUBJECT_BYTES: Final = 2 * MAX_TAG_BYTES + len("tag:=")
 
 @dataclass(kw_only=True)
 class BudgetWords:
-    """What the words of a command say."""
+    """The parsed words of a command."""
 
     subject: str
     per: str | None = None
     amounts: dict[Unit, str | None] = field(default_factory=dict)
-    """The units that were named, ``None`` where no amount was given."""
+    """The units that were named, ``None`` if no amount was given."""
 
 
 def parse_words(words: Sequence[str]) -> BudgetWords:
-    """The words of ``paidonce budget set`` and ``remove``, in any order. Raises ``InvalidInput``."""
+    """Parse the words of ``paidonce budget set`` and ``remove``, in any order. Raises ``InvalidInput``."""
     subjects, per = [], []
     amounts: dict[Unit, str | None] = {}
     for word in words:
@@ -47,7 +47,7 @@ def parse_words(words: Sequence[str]) -> BudgetWords:
             subjects.append(word)
         else:
             raise InvalidInput(
-                f"{word!r} is none of the words of a budget: agent=NAME, tag:NAME=VALUE, run=RUN or all; "
+                f"{word!r} is not a word of a budget: agent=NAME, tag:NAME=VALUE, run=RUN or all; "
                 f"per=run, per=day or per=month; usd=, tokens= or steps= ({EXAMPLE})"
             )
     if len(subjects) != 1 or len(per) > 1:
@@ -57,7 +57,7 @@ def parse_words(words: Sequence[str]) -> BudgetWords:
 
 
 def budget_subject(subject: str) -> str:
-    """A subject as it is written. Raises ``InvalidInput``."""
+    """Check a subject. Raises ``InvalidInput``."""
     if subject == ALL_RUNS:
         return subject
     if not fits(subject, MAX_SUBJECT_BYTES):
@@ -74,7 +74,7 @@ def budget_subject(subject: str) -> str:
 
 
 def budget_period(subject: str, per: str | None) -> Period:
-    """How long an account lasts; one run has only itself. Raises ``InvalidInput``."""
+    """The period of an account; a subject that is one run has only ``run``. Raises ``InvalidInput``."""
     one_run = subject.startswith(RUN)
     if per is None and one_run:
         return Period.RUN
@@ -102,9 +102,9 @@ def budget_amount(unit: Unit, amount: str | int | Decimal) -> int:
         value = int(text) if len(text) < 100 else LARGEST_AMOUNT + 1
     if value <= 0:
         raise InvalidInput(
-            f"{unit}={amount}: a budget is more than 0, as with nothing left every run of it would stand still at "
+            f"{unit}={amount}: a budget must be more than 0: with nothing left, all its runs would be paused at "
             "once; `paidonce budget remove` lifts it, `paidonce cancel` ends a run"
         )
     if value > LARGEST_AMOUNT:
-        raise InvalidInput(f"{unit}={amount!s:.50} is more than anybody spends; check the unit")
+        raise InvalidInput(f"{unit}={amount!s:.50} is beyond any real spend; check the unit")
     return value

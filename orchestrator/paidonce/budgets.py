@@ -1,8 +1,8 @@
 """Budgets for programs: ``set_budget(database, "agent=research", per="day", usd="20")``.
 
-The same as ``paidonce budget``. A subject is ``agent=NAME``, ``tag:NAME=VALUE``, ``run=ID`` or ``all``; a budget is
-kept for each run, UTC day or UTC month of it. A run draws on its own budgets and on those of all its ancestors. What
-an exhausted budget holds goes on within a sweep of raising or removing it.
+The same as ``paidonce budget``. A subject is ``agent=NAME``, ``tag:NAME=VALUE``, ``run=ID`` or ``all``; a budget
+applies to each run, UTC day or UTC month of it. A run uses its own budgets and those of all its ancestors. What an
+exhausted budget holds continues within a sweep of raising or removing it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from decimal import Decimal
 from paidonce.budget_texts import budget_amount, budget_period, budget_subject
 from paidonce.settings import load_settings
 from paidonce_models.budgets import RUN, Budget, Period, Source, Unit, run_subject
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import InvalidInput
-from paidonce_models.store import budget_rules
-from paidonce_models.store.budget_standing import BudgetStanding, read_budgets_now
+from paidonce_models.store.budgets import budget_rules
+from paidonce_models.store.budgets.budget_balances import BudgetStanding, read_budgets_now
 from paidonce_models.store.queries import resolve_run
 
 __all__ = ["Budget", "BudgetStanding", "Period", "Source", "Unit", "list_budgets", "remove_budget", "set_budget"]
@@ -32,7 +32,7 @@ def set_budget(
     steps: int | None = None,
     namespace: str | None = None,
 ) -> list[tuple[Budget, int | None]]:
-    """Put a budget in force for each amount given; each with the amount it had before, ``None`` for a new one.
+    """Put a budget in force for each given amount; returns each with its previous amount, ``None`` for a new one.
 
     Raises ``InvalidInput``, and ``NotFound`` for a run that does not exist; then nothing is changed.
     """
@@ -55,7 +55,7 @@ def set_budget(
 def remove_budget(
     database: Database, subject: str, *, per: str | None = None, units: Sequence[str], namespace: str | None = None
 ) -> Mapping[Unit, int | None]:
-    """Take budgets out of force; the amount each had, ``None`` where there was none. Declared ones stay in the code."""
+    """Take budgets out of force; returns their amounts, ``None`` if there was none. Declared ones stay in the code."""
     space = load_settings().namespace if namespace is None else namespace
     known, period = _known(database, space, subject, per)
     wanted = [Unit(unit) for unit in units]
@@ -70,7 +70,7 @@ def remove_budget(
 
 
 def list_budgets(database: Database, *, namespace: str | None = None) -> list[BudgetStanding]:
-    """The budgets in force and what their accounts hold now."""
+    """The budgets in force and their current balances."""
     with database.read_at_once() as connection:
         return read_budgets_now(connection, load_settings().namespace if namespace is None else namespace)
 

@@ -10,172 +10,51 @@ import asyncio
 import functools
 import logging
 import threading
-import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import Connection
+from typing_extensions import TypeVar
 
-from paidonce.celery_app import build_celery_app
-from paidonce.declarations import AgentDeclaration
-from paidonce.home import make_home
-from paidonce.opening import open_store
-from paidonce.publishing import Publisher
-from paidonce.registry import Registry, default_registry
+from paidonce.declarations.declaration import AgentDeclaration
+from paidonce.declarations.registry import Registry, default_registry
+from paidonce.run_handle import KEPT, UNRESOLVED, RunHandle
+from paidonce.runs.agent_queues import AgentQueues
+from paidonce.runs.many_submissions import Chunk, Submission, submit_in_chunks
+from paidonce.runs.new_run import new_run
 from paidonce.settings import Settings, load_settings
-from paidonce.submission import new_run
-from paidonce.values import Codec, codec_for, natural_json
+from paidonce.store_access import open_checked_store
+from paidonce.values.codecs import Codec, codec_for
 from paidonce.values.kept import accept_kept
-from paidonce_models.database import Database
-from paidonce_models.encoding import decode_json, encode_json
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import (
     BrokerUnreachable,
     InvalidInput,
-    ResultTimeout,
-    RunBlocked,
-    RunCancelled,
-    RunFailed,
+    KeyConflict,
 )
 from paidonce_models.forks import in_child, leave_to_parent
-from paidonce_models.masking import mask
-from paidonce_models.payloads import split
-from paidonce_models.schema import ensure_schema
-from paidonce_models.states import RunState
-from paidonce_models.store.blocked_steps import find_blocked_step, read_kept
-from paidonce_models.store.cancel_run import cancel_run
+from paidonce_models.payloads.encoding import encode_json
+from paidonce_models.payloads.payload_parts import split
+from paidonce_models.privacy.masking import mask
+from paidonce_models.store.blocking.blocked_steps import find_blocked_step, read_kept
 from paidonce_models.store.messages import AdvanceMessage, Message
-from paidonce_models.store.queries import RunView, StepView, list_runs, read_run, read_state, read_steps, resolve_run
-from paidonce_models.store.resolving import resolve_as_failed, resolve_as_succeeded, resolve_by_retry
-from paidonce_models.store.submission import submit_run
-from paidonce_models.store.workers import queue_of_agent
+from paidonce_models.store.queries import RunView, list_runs, read_run, read_steps, resolve_run
+from paidonce_models.store.runs.cancel_run import cancel_run
+from paidonce_models.store.runs.submission import NewRun, Outcome, Submitted, store_runs
+from paidonce_models.store.steps.resolving import resolve_as_failed, resolve_as_succeeded, resolve_by_retry
+
+if TYPE_CHECKING:
+    from paidonce.broker.publishing import Publisher
 
 log = logging.getLogger(__name__)
 
-UNRESOLVED: Final = object()
-"""No result was given; ``None`` is one."""
-KEPT: Final = object()
-"""Stands for the result that was kept of a blocked step."""
-FIRST_POLL_SECONDS = 0.02
-LONGEST_POLL_SECONDS = 0.5
-
-
-class RunHandle:
-    """A run that was submitted. Every read asks the store."""
-
-    def __init__(self, client: Client, run_id: str, agent: AgentDeclaration[..., Any] | None = None) -> None:
-        self.id = run_id
-        self._client = client
-        self._agent = agent
-
-    def __repr__(self) -> str:
-        return f"<run {self.id}>"
-
-    @property
-    def state(self) -> str:
-        """The run's state, such as ``running`` or ``succeeded``."""
-        with self._client.database.read() as connection:
-            return read_state(connection, self._client.settings.namespace, self.id)[0].value
-
-    def view(self) -> RunView:
-        """The run as it is in the store."""
-        with self._client.database.read() as connection:
-            return read_run(connection, self._client.settings.namespace, self.id)
-
-    def steps(self) -> list[StepView]:
-        """The run's steps in order."""
-        with self._client.database.read() as connection:
-            return read_steps(connection, self._client.settings.namespace, self.id)
-
-    def cancel(self) -> None:
-        """Ask the run to end; its ``finally`` blocks may still await steps. Does nothing where it has ended."""
-        self._client.cancel(self.id)
-
-    def resolve_succeeded(self, step: int, result: Any) -> None:
-        """Say that an ``unknown`` step did its work and returned this; its agent goes on with it.
-
-        The result is checked against the step's type where this process knows the step. Raises ``InvalidInput`` if
-        the step is not unknown, ``NotFound`` if there is none.
-        """
-        self._client.resolve(self.id, step, result=result)
-
-    def resolve_kept(self, step: int) -> None:
-        """Say that what was kept of a ``blocked`` step is its result, as JSON if not as the objects that it was.
-
-        Raises ``InvalidInput`` where nothing is kept as data, or today's type does not take it.
-        """
-        self._client.resolve(self.id, step, result=KEPT)
-
-    def resolve_failed(self, step: int, message: str | None = None) -> None:
-        """Say that an ``unknown`` step did not do its work; its agent gets ``StepFailed``. Raises as above."""
-        self._client.resolve(self.id, step, failed=message or "a person has found that it did not do its work")
-
-    def resolve_retry(self, step: int) -> None:
-        """Have an ``unknown`` step tried once more. Raises as above."""
-        self._client.resolve(self.id, step)
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait for the run and return what it returned.
-
-        ``timeout`` in seconds, ``None`` waits for ever. Raises ``RunFailed``,
-        ``RunCancelled``, ``RunBlocked`` (its code must be mended first) or
-        ``ResultTimeout``, which is also a ``TimeoutError``; the run goes on.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_POLL_SECONDS
-        while not self._has_ended():
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                raise self._timed_out(timeout)
-            time.sleep(pause if remaining is None else min(pause, remaining))
-            pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
-        return self._result_of(self.view())
-
-    async def result_async(self, timeout: float | None = None) -> Any:
-        """``result`` for asynchronous callers; holds no thread while it waits."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_POLL_SECONDS
-        while not await asyncio.to_thread(self._has_ended):
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                raise await asyncio.to_thread(self._timed_out, timeout)
-            await asyncio.sleep(pause if remaining is None else min(pause, remaining))
-            pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
-        return self._result_of(await asyncio.to_thread(self.view))
-
-    async def cancel_async(self) -> None:
-        """``cancel`` for asynchronous callers."""
-        await asyncio.to_thread(self.cancel)
-
-    def _has_ended(self) -> bool:
-        with self._client.database.read() as connection:
-            state, reason = read_state(connection, self._client.settings.namespace, self.id)
-        return state.is_terminal or (state is RunState.BLOCKED and reason != "no_worker")
-
-    def _timed_out(self, timeout: float | None) -> ResultTimeout:
-        with self._client.database.read() as connection:
-            state, reason = read_state(connection, self._client.settings.namespace, self.id)
-        why = f" ({reason})" if reason else ""
-        waited = "" if timeout is None else f" after {timeout:g} s"
-        return ResultTimeout(
-            f"run {self.id} is still {state}{why}{waited}; it goes on, ask again later or `paidonce show` it"
-        )
-
-    def _result_of(self, run: RunView) -> Any:
-        if run.state is RunState.SUCCEEDED:
-            data = run.result if run.result is not None else b"null"
-            if self._agent is not None:
-                return self._agent.result_codec.decode(data, f"result of run {self.id}")
-            return natural_json(decode_json(data))
-        error = run.error or {}
-        described = f"{error.get('type', 'Error')}: {error.get('message', '')}"
-        kind = {RunState.CANCELLED: RunCancelled, RunState.BLOCKED: RunBlocked}.get(run.state, RunFailed)
-        raise kind(f"run {self.id} of agent {run.agent!r} {run.state}: {described}", run_id=self.id, error=error)
+R = TypeVar("R")
 
 
 class Client:
-    """Submits runs to the store and the broker that the settings name. Safe to share between threads.
+    """Submits runs to the store and the broker that the settings name. Thread-safe.
 
-    A forked child may go on with the client of its parent: it makes connections of its own there.
+    A forked child may use its parent's client: it opens its own connections there.
     """
 
     def __init__(
@@ -192,11 +71,12 @@ class Client:
         self._publisher = publisher
         self._publisher_is_ours = publisher is None
         self._database: Database | None = None
+        self._queues = AgentQueues(self.settings.namespace)
         self._begin_in_child()
         in_child(self, Client._begin_in_child)
 
     def _begin_in_child(self) -> None:
-        self._making = threading.Lock()  # one that a thread of the parent holds would stay locked
+        self._making = threading.Lock()  # if a thread of the parent holds it, it would stay locked
         if self._publisher_is_ours and self._publisher is not None:
             leave_to_parent(self._publisher)
             self._publisher = None
@@ -209,19 +89,33 @@ class Client:
             with self._making:
                 database = self._database
                 if database is None:
-                    database = self._database = self._open()
+                    database = self._database = open_checked_store(
+                        self.settings, pool_size=self.settings.database_pool_size
+                    )
         return database
 
-    def _open(self) -> Database:
-        make_home(self.settings)
-        database = open_store(self.settings, pool_size=self.settings.database_pool_size)
-        try:
-            ensure_schema(database)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
+    @overload
+    def submit(
+        self,
+        agent: AgentDeclaration[..., R],
+        input: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        priority: int = 5,
+        queue: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    def submit(
+        self,
+        agent: str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        priority: int = 5,
+        queue: str | None = None,
+    ) -> RunHandle[Any]: ...
     def submit(
         self,
         agent: str | AgentDeclaration[..., Any],
@@ -231,18 +125,16 @@ class Client:
         tags: Mapping[str, str] | None = None,
         priority: int = 5,
         queue: str | None = None,
-    ) -> RunHandle:
-        """Create a run, or find that of the same key. Durable once it returns, also with the broker down.
+    ) -> RunHandle[Any]:
+        """Create a run, or find the one with the same key. Durable once it returns, even if the broker is down.
 
-        ``input`` are the agent's arguments by name. ``priority`` 0 to 9, 9 goes
-        first. Raises ``InvalidInput`` where the input does not fit an agent this
-        process knows, ``KeyConflict``, ``StoreUnreachable``.
+        ``input`` are the agent's arguments by name. ``priority`` is 0 to 9, 9 goes first.
+        Raises ``InvalidInput`` if the input does not fit an agent that this process knows,
+        ``KeyConflict``, ``StoreUnreachable``.
         """
-        name = agent if isinstance(agent, str) else agent.name
-        declaration = self._registry.agent(name) if isinstance(agent, str) else agent
+        name, declaration = self._named(agent)
         if declaration is None and queue is None and isinstance(name, str):
-            with self.database.read() as connection:
-                queue = queue_of_agent(connection, self.settings.namespace, name)
+            queue = self._queues.queue_of(self.database, name)
         new = new_run(
             self.settings,
             name,
@@ -253,22 +145,91 @@ class Client:
             priority=priority,
             queue=queue,
         )
-        submitted = self.database.transact(lambda connection: submit_run(connection, new), single=True)
-        if submitted.created:
-            self._publish(
-                [
-                    AdvanceMessage(
-                        run_id=submitted.run_id, agent=name, queue=submitted.queue, priority=submitted.priority
-                    )
-                ]
-            )
-        return RunHandle(self, submitted.run_id, declaration)
+        (outcome,) = self._store([new])
+        if isinstance(outcome, KeyConflict):
+            raise outcome
+        return RunHandle(self, outcome.run_id, declaration, outcome.created)
 
-    async def submit_async(self, agent: str | AgentDeclaration[..., Any], *args: Any, **options: Any) -> RunHandle:
-        """``submit`` for web handlers: the store is written to in a thread."""
+    @overload
+    async def submit_async(self, agent: AgentDeclaration[..., R], *args: Any, **options: Any) -> RunHandle[R]: ...
+    @overload
+    async def submit_async(self, agent: str, *args: Any, **options: Any) -> RunHandle[Any]: ...
+    async def submit_async(self, agent: str | AgentDeclaration[..., Any], *args: Any, **options: Any) -> RunHandle[Any]:
+        """``submit`` for web handlers: writes to the store in a thread."""
         return await asyncio.to_thread(functools.partial(self.submit, agent, *args, **options))
 
-    def run(self, run_id: str) -> RunHandle:
+    @overload
+    def submit_many(
+        self, agent: AgentDeclaration[..., R], submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[R]]: ...
+    @overload
+    def submit_many(
+        self, agent: str, submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[Any]]: ...
+    def submit_many(
+        self, agent: str | AgentDeclaration[..., Any], submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[Any]]:
+        """``submit`` for thousands of runs; returns their handles in order. A mapping is the input of a submission.
+
+        Stored in chunks of up to 500, each durable once it is committed, and read no further than that. Stops at the
+        first submission that is refused, with the error that ``submit`` raises: its message names the submission,
+        those before it are submitted, and ``details["run_ids"]`` has the run of each that was handled, ``None`` for one
+        that was refused. Raises ``StoreUnreachable`` in the same way. Calling again with the same keys submits nothing
+        twice.
+        """
+        name, declaration = self._named(agent)
+
+        def make_run(given: Submission) -> NewRun:
+            return new_run(
+                self.settings,
+                name,
+                given.input,
+                declaration=declaration,
+                key=given.key,
+                tags=given.tags,
+                priority=given.priority,
+                queue=given.queue,
+            )
+
+        def store(chunk: Chunk) -> Sequence[Outcome]:
+            if declaration is None:
+                chunk.route(lambda: self._queues.queue_of(self.database, name))
+            return self._store(chunk.runs)
+
+        submitted = submit_in_chunks(submissions, make_run, store)
+        return [RunHandle(self, each.run_id, declaration, each.created) for each in submitted]
+
+    @overload
+    async def submit_many_async(
+        self, agent: AgentDeclaration[..., R], submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[R]]: ...
+    @overload
+    async def submit_many_async(
+        self, agent: str, submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[Any]]: ...
+    async def submit_many_async(
+        self, agent: str | AgentDeclaration[..., Any], submissions: Iterable[Submission | Mapping[str, Any]]
+    ) -> list[RunHandle[Any]]:
+        """``submit_many`` for asynchronous callers: reads the submissions and writes to the store in a thread."""
+        return await asyncio.to_thread(self.submit_many, agent, submissions)
+
+    def _named(self, agent: str | AgentDeclaration[..., Any]) -> tuple[str, AgentDeclaration[..., Any] | None]:
+        """An agent's name, and its declaration if this process has it."""
+        return (agent, self._registry.agent(agent)) if isinstance(agent, str) else (agent.name, agent)
+
+    def _store(self, runs: Sequence[NewRun]) -> list[Outcome]:
+        """Store new runs, durable from here on, and publish those that are new."""
+        outcomes = store_runs(self.database, runs)
+        self._publish(
+            [
+                AdvanceMessage(run_id=stored.run_id, agent=new.agent, queue=stored.queue, priority=stored.priority)
+                for new, stored in zip(runs, outcomes, strict=True)
+                if isinstance(stored, Submitted) and stored.created
+            ]
+        )
+        return outcomes
+
+    def run(self, run_id: str) -> RunHandle[Any]:
         """The handle of a run by its id or an alias such as the Celery task's id. Raises ``NotFound``."""
         with self.database.read() as connection:
             found = resolve_run(connection, self.settings.namespace, run_id)
@@ -281,7 +242,7 @@ class Client:
             return list_runs(connection, self.settings.namespace, state=state, agent=agent, most=most)
 
     def cancel(self, run_id: str) -> None:
-        """Ask a run to end; see ``RunHandle.cancel``. Raises ``NotFound`` where the namespace has no such run."""
+        """Request a run to end; see ``RunHandle.cancel``. Raises ``NotFound`` if the namespace has no such run."""
         namespace, grace = self.settings.namespace, self.settings.cancel_grace_seconds
 
         def cancel(connection: Connection) -> list[Message]:
@@ -290,7 +251,7 @@ class Client:
         self._publish(self.database.transact(cancel))
 
     def resolve(self, run_id: str, step: int, *, result: Any = UNRESOLVED, failed: str | None = None) -> None:
-        """Say what came of an ``unknown`` or ``blocked`` step; neither ``result`` nor ``failed``: try it again.
+        """Decide an ``unknown`` or ``blocked`` step; with neither ``result`` nor ``failed`` it is retried.
 
         See ``RunHandle``.
         """
@@ -322,28 +283,37 @@ class Client:
         blocked = find_blocked_step(connection, run_id=run_id, position=step)
         data = None if blocked is None else read_kept(connection, blocked)
         if blocked is None or data is None:
-            raise InvalidInput(f"nothing is kept of step {step} of run {run_id}; say what it returned")
+            raise InvalidInput(f"nothing is kept of step {step} of run {run_id}; supply its result")
         if blocked.text_only:
             raise InvalidInput(
-                f"step {step} of run {run_id}: of {', '.join(blocked.text_only)} only a text for people could be kept, "
-                f"which is no result; see it with `paidonce show {run_id} --step {step}` and say what it was"
+                f"step {step} of run {run_id}: of {', '.join(blocked.text_only)} only readable text could be kept, "
+                f"which is no result; see it with `paidonce show {run_id} --step {step}` and supply its result"
             )
         return accept_kept(data, codec, where, is_same_code=False, by_hand=True)
 
-    def _publish(self, messages: list[Message]) -> None:
+    def _publish(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
         try:
             publisher = self._publisher
             if publisher is None:
                 with self._making:
                     publisher = self._publisher
                     if publisher is None:
-                        publisher = self._publisher = Publisher(build_celery_app(self.settings), self.settings)
+                        publisher = self._publisher = self._new_publisher()
             publisher.publish(messages)
         except BrokerUnreachable as error:
             log.warning("%s", error.message, extra={"event": "broker_away"})
 
+    def _new_publisher(self) -> Publisher:
+        # Celery and its transports take as long to import as everything else: only for publishing.
+        from paidonce.broker.celery_app import build_celery_app  # noqa: PLC0415
+        from paidonce.broker.publishing import Publisher  # noqa: PLC0415
+
+        return Publisher(build_celery_app(self.settings), self.settings)
+
 
 @functools.lru_cache(maxsize=1)
 def default_client() -> Client:
-    """The client of this process's own settings, made when first needed."""
+    """The client of this process's own settings, created on first use."""
     return Client()

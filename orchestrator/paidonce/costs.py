@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from paidonce.settings import load_settings
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import InvalidInput
-from paidonce_models.store.cost_statements import CostQuestion, Dimension, tag_of
-from paidonce_models.store.costs import CostRow, CostTable, recomputing_sql
-from paidonce_models.store.costs import read_costs as _read_costs
-from paidonce_models.store.itemised_bills import ItemisedBill, read_itemised_bill
+from paidonce_models.store.ledger.cost_queries import CostRow, CostTable, recomputing_sql
+from paidonce_models.store.ledger.cost_queries import read_costs as _read_costs
+from paidonce_models.store.ledger.cost_statements import CostQuestion, Dimension, tag_of
+from paidonce_models.store.ledger.itemised_bills import ItemisedBill, read_itemised_bill
 
 __all__ = [
     "CostQuestion",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LONG_LIST_LIMIT = 100
-"""How many rows a table by run or by tag has unless more are asked for; the rest is one line, and in the total."""
+"""The default row limit of a table by run or by tag; the rest is one line, and in the total."""
 _SPAN = re.compile(r"(\d{1,5})([dw])")
 
 
@@ -44,12 +44,12 @@ def cost_question(
     limit: int | None = None,
     today: date | None = None,
 ) -> CostQuestion:
-    """What to ask. ``since`` is a first UTC day or a span that ends today, such as ``7d``: today and six days before.
+    """Build a question. ``since`` is a first UTC day, or a span that ends today: ``7d`` is today and six days before.
 
-    Of a ``datetime`` it is the UTC day it falls on, a naive one being local time.
+    A ``datetime`` means its UTC day; a naive one is in local time.
 
-    ``limit`` of ``None`` is 100 for a grouping by run or tag and no limit otherwise; ``namespace`` and ``today`` of
-    ``None`` are the setting's and the UTC date. Raises ``InvalidInput``.
+    ``limit`` ``None`` is 100 for a grouping by run or tag and no limit otherwise; ``namespace`` and ``today`` default
+    to the setting and the current UTC date. Raises ``InvalidInput``.
     """
     long_list = any(name == Dimension.RUN or tag_of(name) is not None for name in by)
     return CostQuestion(
@@ -87,7 +87,7 @@ def read_bill(database: Database, run_id: str) -> ItemisedBill:
 
 
 def costs_sql(database: Database, question: CostQuestion) -> str:
-    """SQL for the store's engine that recomputes the table from the ledger's own rows."""
+    """SQL for the store's engine that recomputes the table from the ledger's rows."""
     return recomputing_sql(question, database.dialect)
 
 
@@ -107,7 +107,7 @@ def _first_day(since: str | date | timedelta | None, today: date) -> str | None:
                 f"since {since!r}: expected a span of UTC days or weeks such as 7d or 4w, or a date such as "
                 f"{today.isoformat()}; costs are kept by day"
             ) from None
-    if isinstance(since, datetime):  # which is a date, too
+    if isinstance(since, datetime):  # which is also a date
         since = since.astimezone(UTC).date()
     return since.isoformat()
 

@@ -1,11 +1,11 @@
-"""What an operator may set, and where each value came from.
+"""The operator's settings, and where each value came from.
 
-Owns the names, defaults, limits and meanings of all settings. It reads three places, the first that has a name
-wins: the environment (``PAIDONCE_*``), ``.env`` in the current folder, and ``[tool.paidonce]`` in the nearest
-``pyproject.toml`` of the current folder or its parents that has such a table (see ``setting_sources``).
+Owns the names, defaults, limits and meanings of all settings. Reads three places, the first that has a name wins: the
+environment (``PAIDONCE_*``), ``.env`` in the current folder, and ``[tool.paidonce]`` in the nearest ``pyproject.toml``
+of the current folder or its parents that has such a table (see ``setting_sources``).
 
-It must never open a connection or start a server: an unset broker stays ``None`` here, and ``broker_urls`` turns
-that into the embedded one. Everything else in the flow is handed a ``Settings`` and reads no environment of its own.
+Must never open a connection or start a server: an unset broker stays ``None`` here, and ``broker_urls`` turns that into
+the embedded one. All other code is given a ``Settings`` and does not read the environment.
 """
 
 from __future__ import annotations
@@ -20,31 +20,28 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from paidonce.broker_addresses import AMQP_SCHEMES, REDIS_SCHEMES, with_usual_scheme
-from paidonce.provider_hosts import parse_provider_hosts
-from paidonce.server_urls import check_broker_url, check_store_url
-from paidonce.setting_sources import (
+from paidonce.configuration.broker_addresses import AMQP_SCHEMES, REDIS_SCHEMES, with_usual_scheme
+from paidonce.configuration.server_urls import check_broker_url, check_store_url
+from paidonce.configuration.setting_errors import explain_bad_value
+from paidonce.configuration.setting_sources import (
     ENVIRONMENT_PREFIX,
     ProjectTable,
-    place_of,
     refuse_large_dotenv,
     warn_of_unknown_names,
 )
-from paidonce.store_settings import StoreSettings
+from paidonce.configuration.store_settings import StoreSettings
+from paidonce.usage.provider_hosts import parse_provider_hosts
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
-from paidonce_models.masking import MASK, mask, mask_names
 from paidonce_models.money import nanousd_from_usd
+from paidonce_models.privacy.masking import mask_names
 from paidonce_models.queues import DEFAULT_NAMESPACE, EXPECTED_NAMESPACE, is_namespace
-from paidonce_models.visible_text import visible
 
 BROKER_SCHEMES = (*AMQP_SCHEMES, *REDIS_SCHEMES, "memory")
-_ADDRESSES = ("database_url", "broker_url", "redis_url")
 _MEBIBYTE = 1024 * 1024
 _LARGEST_COUNT = 10**9
-_SHOWN_CHARACTERS = 300
 _LONGEST_SECONDS = 3650 * 86_400.0
-"""Ten years, as for the durations of policies: what is longer is a mistake of units."""
+"""Ten years, as for the durations of policies: anything longer must be a wrong unit."""
 
 
 class Settings(StoreSettings):
@@ -80,41 +77,39 @@ class Settings(StoreSettings):
     )
     policies: Path = Field(
         default=Path("paidonce.yaml"),
-        description="The file of policies for tools, steps and providers; without the default file, defaults hold.",
+        description="The policy file for tools, steps and providers; if the default file is missing, defaults apply.",
     )
     max_policies_bytes: int = Field(
         default=256 * 1024,
         ge=1024,
         le=64 * _MEBIBYTE,
-        description="How large that file may be, as it is and with its aliases written out.",
+        description="How large that file may be, with and without its aliases expanded.",
     )
-    breakers: bool = Field(
-        default=True, description="Whether circuit breakers are on; `off` makes every call, whatever is down."
-    )
+    breakers: bool = Field(default=True, description="Whether circuit breakers are on; `off` permits every call.")
     inline_retry_seconds: float = Field(
         default=5,
         ge=0,
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
-        description="How long a tool that is called inside a step may be tried again in place.",
+        description="How long a tool that is called inside a step may be retried in place.",
     )
     namespace: str = Field(
         default=DEFAULT_NAMESPACE,
-        description="Keeps several teams apart in one store and on one broker: their runs, queues and workers.",
+        description="Separates several teams in one store and on one broker: their runs, queues and workers.",
     )
     lease_seconds: float = Field(
         default=10,
         gt=0,
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
-        description="How long a step belongs to a worker that is not heard of.",
+        description="How long a step belongs to a worker whose heartbeat is missing.",
     )
     frozen_seconds: float = Field(
         default=60,
         gt=0,
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
-        description="How long a step belongs to a process that is known to live and is not heard of: it computes, or "
+        description="How long a step belongs to a process that lives but whose heartbeat is missing: it computes, or "
         "is stopped. Never less than the lease.",
     )
     heartbeat_seconds: float = Field(
@@ -132,13 +127,16 @@ class Settings(StoreSettings):
         default=10_000,
         ge=1,
         le=_LARGEST_COUNT,
-        description="How many steps, tools and child runs a run may ask for; then it is blocked until this is raised.",
+        description="How many steps, tools and child runs a run may request; then it is blocked until this is raised.",
     )
     warn_steps: int = Field(
-        default=1_000, ge=1, le=_LARGEST_COUNT, description="From how many of them on the log warns of the run, once."
+        default=1_000, ge=1, le=_LARGEST_COUNT, description="From how many of these the log warns of the run, once."
     )
     max_runs: int = Field(
-        default=10_000, ge=1, le=_LARGEST_COUNT, description="How many runs may stand below one run, all generations."
+        default=10_000,
+        ge=1,
+        le=_LARGEST_COUNT,
+        description="How many descendants a run may have, over all generations.",
     )
     max_timers: int = Field(
         default=50_000, ge=1, le=_LARGEST_COUNT, description="How often a timer (`asyncio.sleep`) may wake a run."
@@ -162,7 +160,7 @@ class Settings(StoreSettings):
         ge=0,
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
-        description="How long a thread goes on with its run before the next step goes over the broker; 0: never.",
+        description="How long a thread executes its run eagerly before a step goes over the broker; 0: never.",
     )
     slice_seconds: float = Field(
         default=5,
@@ -185,29 +183,37 @@ class Settings(StoreSettings):
         description="The largest argument or result that is accepted.",
     )
     max_tags: int = Field(default=50, ge=0, le=10_000, description="How many tags a run may have.")
-    # At most 1,200: name and value of a tag with a budget stand in one row of an index of PostgreSQL: 2,704 bytes.
+    # At most 1,200: name and value of a tag with a budget share one row of a PostgreSQL index, of 2,704 bytes.
     max_tag_bytes: int = Field(
-        default=1_000, ge=1, le=1_200, description="How long the name of a tag may be, and its value, in UTF-8."
+        default=1_000, ge=1, le=1_200, description="How many bytes the name of a tag may have, and its value, in UTF-8."
     )
     max_tags_bytes: int = Field(
-        default=10_000, ge=0, le=_MEBIBYTE, description="How long all names and values of a run's tags may be together."
+        default=10_000,
+        ge=0,
+        le=_MEBIBYTE,
+        description="How many bytes all names and values of a run's tags may have together.",
     )
     no_worker_seconds: float = Field(
         default=60,
         gt=0,
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
-        description="After how long without a fitting worker a run is blocked.",
+        description="After how long without a worker that holds its code a run is blocked.",
+    )
+    batch_commits: bool = Field(
+        default=False,
+        description="Whether a worker commits what several runs have to write in one statement; PostgreSQL only. "
+        "Experimental.",
     )
     cache_size: int = Field(
-        default=1000, ge=1, le=_LARGEST_COUNT, description="How many runs a process keeps ready to go on."
+        default=1000, ge=1, le=_LARGEST_COUNT, description="How many runs a process keeps in memory, ready to resume."
     )
     concurrency: int = Field(default=16, ge=1, le=10_000, description="How many steps a worker runs at once.")
     isolated_at_once: int = Field(
         default=4,
         ge=1,
         le=1_000,
-        description="How many steps that may kill their process a worker runs at once, each in a process of its own.",
+        description="How many steps that may kill their process a worker runs at once, each in a separate process.",
     )
     shards: int = Field(default=1, ge=1, le=1024, description="Into how many parts the sweepers divide the store.")
     database_pool_size: int = Field(
@@ -220,7 +226,7 @@ class Settings(StoreSettings):
     )
     masked_names: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="More names whose values are masked in errors, logs and what they are stored as: parameters, "
+        description="More names whose values are masked in logs and in errors, shown or stored: parameters, "
         "headers, JSON keys, variables, separated by commas or spaces.",
     )
     step_estimate_usd: Decimal = Field(
@@ -236,7 +242,7 @@ class Settings(StoreSettings):
 
     @property
     def guesses(self) -> dict[Unit, int]:
-        """What budgets reserve for an attempt of which nothing is known, by unit."""
+        """What budgets reserve for an attempt without an estimate, by unit."""
         return {
             Unit.USD: nanousd_from_usd(self.step_estimate_usd, round_to_nano=True),
             Unit.TOKENS: self.step_estimate_tokens,
@@ -258,7 +264,7 @@ class Settings(StoreSettings):
     @field_validator("home", "policies")
     @classmethod
     def _absolute_path(cls, path: Path) -> Path:
-        """Absolute at once, so that a child process in another folder means the same place."""
+        """Make it absolute at once, so that a child process in another folder uses the same place."""
         return _expanded(path)
 
     @field_validator("namespace")
@@ -366,10 +372,10 @@ def describe_settings() -> tuple[SettingDescription, ...]:
 
 
 def load_settings(**given: object) -> Settings:
-    """The settings of this process in its current folder; ``given`` values (from a command line) win over all.
+    """The settings of this process in its current folder; ``given`` values (from a command line) take precedence.
 
     Raises ``ConfigurationError`` that lists every bad value with the place where it was set. Logs one warning for
-    ``PAIDONCE_*`` names that nobody reads. A value of ``None`` in ``given`` counts as not given.
+    unknown ``PAIDONCE_*`` names. ``None`` in ``given`` counts as not given.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     unknown = sorted(chosen.keys() - Settings.model_fields.keys())
@@ -381,7 +387,7 @@ def load_settings(**given: object) -> Settings:
         settings = Settings(**chosen)  # type: ignore[arg-type]  # validated by pydantic, not by the signature
     except ValidationError as error:
         problems = [
-            _explain(str(problem["loc"][0]) if problem["loc"] else None, str(problem["msg"]), chosen)
+            explain_bad_value(str(problem["loc"][0]) if problem["loc"] else None, str(problem["msg"]), chosen)
             for problem in error.errors(include_url=False, include_context=False)
         ]
         raise ConfigurationError("; ".join(problems)) from None
@@ -390,36 +396,8 @@ def load_settings(**given: object) -> Settings:
     return settings
 
 
-def _explain(name: str | None, message: str, given: dict[str, object]) -> str:
-    """One bad value: where it was set, what is expected and what was found. Never shows a password."""
-    expected = re.sub(r"^(Value error, |Input should be )", "", message)
-    if name is None:
-        return f"settings: expected {expected}; change one of them"
-    place, value = place_of(name, given)
-    try:
-        text = str(value)
-        found = repr(_without_credentials(text) if name in _ADDRESSES else mask(text))
-    except (ValueError, RecursionError):  # more digits or levels than Python writes
-        found = f"a {type(value).__name__} beyond all measure"
-    if len(found) > _SHOWN_CHARACTERS:
-        found = f"{found[:_SHOWN_CHARACTERS]}… ({len(found):,} characters)"
-    return visible(
-        f"{ENVIRONMENT_PREFIX}{name.upper()} (set in {place}): expected {mask(expected)}, found {found}; "
-        "correct it there"
-    )
-
-
-def _without_credentials(url: str) -> str:
-    """An address that may be mistyped: what stands before its last ``@`` is a credential in whatever form it is."""
-    masked = mask(url)
-    if (masked == url and "@" in url) or masked.count("@") > 1:
-        scheme, separator, rest = url.partition("://")
-        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}" if separator else f"{MASK}@{url.rpartition('@')[2]}"
-    return masked
-
-
 def _sqlite_file(path: str) -> Path:
-    """The absolute file behind what follows ``sqlite://``; a database in memory cannot be shared by processes."""
+    """The absolute path after ``sqlite://``; a database in memory cannot be shared by processes."""
     if not path.startswith("/") or path in ("/", "/:memory:"):
         raise ValueError("the URL of a file, as sqlite:///paidonce.db (relative) or sqlite:////var/lib/paidonce.db")
     return _expanded(Path(path[1:]))
@@ -428,5 +406,5 @@ def _sqlite_file(path: str) -> Path:
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
-    except RuntimeError:  # no HOME, and a user whom nobody has listed
+    except RuntimeError:  # no HOME, and a user without an entry in the password database
         raise ValueError("a path without `~`, as the home of this user is not known") from None

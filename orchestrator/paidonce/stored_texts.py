@@ -1,8 +1,8 @@
-"""How long a text from outside may be that the store keeps in a column or an index.
+"""Length limits of texts from outside that the store keeps in a column or an index.
 
-Owns the limits, in the bytes that the store counts: PostgreSQL takes no index row
-above 2,704 bytes, and a character may have four. A limit in characters lets a text
-through that no commit can hold, after it was promised.
+Owns the limits, in bytes as the store counts: PostgreSQL accepts no index row above
+2,704 bytes, and a character may take four. A limit in characters would accept a text
+that no commit can store, after it was promised.
 
     runs (namespace, agent, key)                    64 + 150 + 2,000
     run_aliases (namespace, alias)                  64 + 255 characters
@@ -13,7 +13,7 @@ through that no commit can hold, after it was promised.
 
 from __future__ import annotations
 
-from paidonce_models.json_values import shown
+from paidonce_models.payloads.json_values import shown
 
 MAX_NAME_BYTES = 150
 """Of agents and queues."""
@@ -26,12 +26,16 @@ MAX_TAG_BYTES = 1_200
 
 
 def is_storable(text: str) -> bool:
-    """JSON can carry NUL and half a surrogate pair; PostgreSQL's texts cannot."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    """JSON can hold NUL and lone surrogates; PostgreSQL's texts cannot."""
+    try:
+        text.encode()  # refuses nothing but surrogates, and looks at each character faster than we could
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text
 
 
 def fits(value: object, limit_bytes: int) -> bool:
-    """Whether a value is a text of at least one character that a store can keep in so many bytes."""
+    """Whether a value is a non-empty text that a store can keep in so many bytes."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= limit_bytes
@@ -41,7 +45,7 @@ def fits(value: object, limit_bytes: int) -> bool:
 
 
 def found_instead(value: object) -> str:
-    """What was found where such a text was expected, for an error: short, and its size where that is what is wrong."""
+    """Describe for an error what was found instead of such a text: short, with its size if that is the problem."""
     if not isinstance(value, str):
         return shown(value)
     if not value:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
+
 from paidonce_models.store.queries import AttemptView, read_attempts
 from tests.acceptance.agents.stepping import not_retried, poisoned, retried, retried_in_vain, timed_out, waits_long
 from tests.acceptance.site import RUN_SECONDS, Site
+
+pytestmark = pytest.mark.slow
 
 STEPPING = "tests.acceptance.agents.stepping"
 

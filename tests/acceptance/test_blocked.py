@@ -7,6 +7,8 @@ import pytest
 from paidonce import RunBlocked
 from tests.acceptance.site import RUN_SECONDS, Site
 
+pytestmark = pytest.mark.slow
+
 STEPS = """
 from paidonce import agent, step
 from tests.acceptance.agents.journal import note
@@ -56,7 +58,7 @@ def test_a_change_of_code_blocks_the_run_naming_both_sides_until_the_code_fits_a
     second = site.worker("shop")
     with pytest.raises(RunBlocked) as blocked:
         run.result(RUN_SECONDS)
-    assert "step 1: history holds 'shop.reserve', the code now asks for 'shop.bill'" in str(blocked.value)
+    assert "step 1: history holds 'shop.reserve', the code now requests 'shop.bill'" in str(blocked.value)
     assert "new version" in str(blocked.value)
     assert (run.state, run.view().state_reason) == ("blocked", "history_mismatch")
     second.stop()
@@ -76,7 +78,7 @@ def test_other_arguments_block_the_run_too(site: Site) -> None:
     first.stop()
     write(site, "shop", AGENT.replace("await reserve(item)", "await reserve(item + '!')"))
     site.worker("shop")
-    with pytest.raises(RunBlocked, match=r'with \{"item":"lamp"\}, the code now asks for .* with \{"item":"lamp!"\}'):
+    with pytest.raises(RunBlocked, match=r'with \{"item":"lamp"\}, the code now requests .* with \{"item":"lamp!"\}'):
         run.result(RUN_SECONDS)
 
 
@@ -183,7 +185,7 @@ def test_a_message_that_reaches_a_worker_without_the_code_is_passed_on(site: Sit
 
 def test_an_agent_that_waits_for_nothing_is_blocked(shared: Site) -> None:
     run = shared.stranger.submit("waits_for_nothing", {})
-    with pytest.raises(RunBlocked, match="awaits something that no step, timer or child run will ever bring about"):
+    with pytest.raises(RunBlocked, match="awaits something that no step, timer or child run will ever complete"):
         run.result(RUN_SECONDS)
     run.cancel()
     assert run.state == "cancelled"

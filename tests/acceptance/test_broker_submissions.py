@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Connection
 
 from paidonce import RunFailed
-from paidonce.client import RunHandle
+from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound
 from tests.acceptance.agents.flow import Plan
 from tests.acceptance.site import RUN_SECONDS, Site
@@ -149,7 +149,7 @@ def publish(site: Site, body: bytes, task_id: str, content_type: str = "applicat
         (b"", "expected"),
         (b"[" * 5_000, "cannot be decoded"),
         (b'[["leaf"], {"agent": "leaf", "input": {"number": 1}}, {}]', "found agent twice"),
-        (b"[[1, 2, 3, 4, 5, 6], {}, {}]", "found 6 without a name"),
+        (b"[[1, 2, 3, 4, 5, 6], {}, {}]", "found 6 positional ones"),
     ],
     ids=["no list", "two parts", "no JSON", "empty", "too deep", "twice", "too many"],
 )

@@ -17,6 +17,8 @@ from tests.acceptance.conftest import SHARED_MODULES
 from tests.acceptance.site import RUN_SECONDS, Site
 from tests.services.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["rabbitmq", "redis"])
 def served(request: pytest.FixtureRequest, make_site: Callable[..., Site], postgres_database: str) -> Site:

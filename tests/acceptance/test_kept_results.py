@@ -9,6 +9,8 @@ import pytest
 from paidonce import RunBlocked
 from tests.acceptance.site import RUN_SECONDS, Site
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 from __future__ import annotations
 from dataclasses import dataclass

@@ -98,6 +98,7 @@ def run_worker(site: Site, module: str, **settings: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_async_task_of_stock_celery_is_refused_at_import(site: Site) -> None:
     (site.folder / "stock.py").write_text(
         "from paidonce_workers import app\n\n@app.task\nasync def fetch(url: str) -> str:\n    return url\n"
@@ -117,6 +118,7 @@ def test_an_async_task_of_stock_celery_is_refused_at_import(site: Site) -> None:
     assert "declare it with @step or @tool of Paidonce" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_async_shared_task_of_a_teams_own_module_is_refused(site: Site) -> None:
     (site.folder / "stock.py").write_text(
         "from celery import shared_task\n\n@shared_task\nasync def fetch(url: str) -> str:\n    return url\n"
@@ -130,10 +132,12 @@ def test_an_async_shared_task_of_a_teams_own_module_is_refused(site: Site) -> No
     ("text", "settings", "said"),
     [
         ("import no_such_thing\n", {}, "no_such_thing"),
-        ("def broken(:\n", {}, "faulty.py:1"),
-        ("", {"database_url": "mysql://x"}, "PAIDONCE_DATABASE_URL"),
-        ("", {"broker_url": "gopher://x"}, "PAIDONCE_BROKER_URL"),
-        ("", {"lease_seconds": "1", "heartbeat_seconds": "3"}, "PAIDONCE_LEASE_SECONDS"),
+        pytest.param("def broken(:\n", {}, "faulty.py:1", marks=pytest.mark.slow),
+        pytest.param("", {"database_url": "mysql://x"}, "PAIDONCE_DATABASE_URL", marks=pytest.mark.slow),
+        pytest.param("", {"broker_url": "gopher://x"}, "PAIDONCE_BROKER_URL", marks=pytest.mark.slow),
+        pytest.param(
+            "", {"lease_seconds": "1", "heartbeat_seconds": "3"}, "PAIDONCE_LEASE_SECONDS", marks=pytest.mark.slow
+        ),
     ],
     ids=["import", "syntax", "store kind", "broker kind", "settings"],
 )

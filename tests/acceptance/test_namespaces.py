@@ -11,8 +11,9 @@ import pytest
 from celery import Celery
 from sqlalchemy import text
 
-from paidonce.celery_app import build_celery_app
-from paidonce.client import Client, RunHandle
+from paidonce.broker.celery_app import build_celery_app
+from paidonce.client import Client
+from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound
 from paidonce_models.queues import broker_queue_name
 from tests.acceptance.site import RUN_SECONDS, Site, WorkerProcess

@@ -14,6 +14,8 @@ from tests.acceptance.agents.stepping import inline, loop_blocker, step_in_step
 from tests.acceptance.site import RUN_SECONDS, Site
 from tests.services.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 FLOW = "tests.acceptance.agents.flow"
 ROUTED = """
 import os
@@ -77,7 +79,7 @@ def test_a_blocked_event_loop_is_reported_by_name(shared: Site) -> None:
 
 
 def test_celerys_tools_show_the_step_and_whose_it_is(shared: Site) -> None:
-    from paidonce.celery_app import build_celery_app
+    from paidonce.broker.celery_app import build_celery_app
 
     app = build_celery_app(shared.client.settings)
     run = shared.client.submit("waits_for_async", {"name": "inspected"})

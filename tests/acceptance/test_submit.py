@@ -93,7 +93,7 @@ def test_tags_and_times_are_kept(shared: Site) -> None:
 def test_result_waits_no_longer_than_it_is_told(shared: Site) -> None:
     run = shared.client.submit(naps, {"seconds": 600.0})
     began = time.monotonic()
-    with pytest.raises(ResultTimeout, match="it goes on") as late:
+    with pytest.raises(ResultTimeout, match="it continues") as late:
         run.result(timeout=0.5)
     assert isinstance(late.value, TimeoutError)
     assert time.monotonic() - began < 5
@@ -171,6 +171,6 @@ def test_an_unknown_name_of_an_agent_is_kept_for_a_worker_to_come(shared: Site) 
     assert run.state == "pending"
     run.cancel()
     with pytest.raises(UnknownAgent, match="the loaded modules hold: "):
-        from paidonce.registry import default_registry
+        from paidonce.declarations.registry import default_registry
 
         default_registry.known_agent("not here yet")

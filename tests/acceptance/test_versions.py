@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.acceptance.site import RUN_SECONDS, Site
+
+pytestmark = pytest.mark.slow
 
 STEPS = """
 import asyncio

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.ledger import judge, measure
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 
 
 def test_every_question_is_asked_of_generated_calls(database_url: str) -> None:

@@ -26,6 +26,7 @@ def test_openai_is_recorded_call_for_call_and_token_for_token(counting_server: C
     assert call["cost_nanousd"] == plain * 150 + call["cache_read_tokens"] * 75 + call["output_tokens"] * 600
 
 
+@pytest.mark.slow
 def test_a_retry_hidden_in_the_sdk_is_a_call_of_its_own(counting_server: CountingServer) -> None:
     calls = drive(sys.executable, counting_server, "openai_responses")["calls"]
     retried = [call for call in calls if call["http_retry"] or call["status"] == "failed"]
@@ -37,6 +38,7 @@ def test_a_retry_hidden_in_the_sdk_is_a_call_of_its_own(counting_server: Countin
     assert all(call["duration_us"] > 0 for call in calls)
 
 
+@pytest.mark.slow
 def test_a_client_made_by_the_helper_tries_once(counting_server: CountingServer) -> None:
     (call,) = drive(sys.executable, counting_server, "openai_helped")["calls"]
     assert (call["status"], call["http_retry"]) == ("failed", 0)

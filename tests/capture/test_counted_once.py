@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from paidonce.usage import record_usage
+from paidonce.usage.explicit_usage import record_usage
 from paidonce_models.usage import CallStatus, UsageSource
 from tests.capture.replies import ASKED, CHAT, OPENAI, client, events, replying, step_body, streaming
 

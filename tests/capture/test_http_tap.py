@@ -14,11 +14,11 @@ import httpx
 import httpx2
 import pytest
 
-from paidonce.usage import CallRecorder, innermost_tool, recording_into
+from paidonce.usage.recording import CallRecorder, innermost_tool, recording_into
 from paidonce_models.usage import CallKind, CallStatus, UsageSource
 from paidonce_workers.capture import capturing, install, observation
-from paidonce_workers.capture.answers import DocumentReader
 from paidonce_workers.capture.hosts import HostTable
+from paidonce_workers.capture.responses import DocumentReader
 from tests.capture.replies import (
     ASKED,
     CHAT,
@@ -206,6 +206,28 @@ def test_a_stream_that_breaks_off_is_cut_and_its_error_reaches_the_user() -> Non
     assert (call.status, call.model_billed, call.output_tokens) == (CallStatus.CUT, "gpt-4o-mini", None)
 
 
+def test_the_output_that_a_stream_tells_of_when_it_opens_is_not_that_of_a_stream_that_broke_off() -> None:
+    told = {"model": "claude-sonnet-4-5", "usage": {"input_tokens": 20, "output_tokens": 1}}
+    opens = {"type": "message_start", "message": {"type": "message", "id": "msg_1", **told}}
+    with step_body() as recorder, client(streaming(events(opens))) as http:
+        http.post("https://api.anthropic.com/v1/messages", json={"model": "claude-sonnet-4-5"})
+    call = only(recorder)
+    assert (call.status, call.input_tokens, call.output_tokens) == (CallStatus.CUT, 20, None)
+    assert call.is_unpriced
+
+
+def test_what_work_that_goes_on_has_used_so_far_is_not_what_it_used() -> None:
+    begun = {"id": "resp_1", "object": "response", "status": "in_progress", "model": "gpt-4o-mini"}
+    with (
+        step_body() as recorder,
+        client(replying({**begun, "usage": {"input_tokens": 20, "output_tokens": 1}})) as http,
+    ):
+        http.post("https://api.openai.com/v1/responses", json=ASKED)
+    call = only(recorder)
+    assert (call.usage_source, call.input_tokens, call.output_tokens) == (UsageSource.MISSING, None, None)
+    assert call.is_unpriced
+
+
 def test_a_stream_that_ends_without_its_last_word_is_cut() -> None:
     with step_body() as recorder, client(streaming(events(PIECE, PIECE))) as http:
         http.post(OPENAI, json=ASKED)
@@ -317,7 +339,7 @@ def test_half_an_emoji_costs_no_call() -> None:
 def test_a_library_imported_by_a_body_is_tapped_and_none_is_imported_for_it() -> None:
     program = """
 import sys
-from paidonce.usage import CallRecorder, recording_into
+from paidonce.usage.recording import CallRecorder, recording_into
 from paidonce_workers.capture import capturing
 with capturing(), recording_into(CallRecorder()) as recorder:
     assert not {"httpx", "httpx2", "genai_prices"} & set(sys.modules), "imported for nothing"

@@ -13,6 +13,8 @@ from paidonce.embedded import stop_embedded
 from tests.capture.conftest import CountingServer, ledger_rows
 from tests.cli.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 AGENTS = """
 import os
 import threading

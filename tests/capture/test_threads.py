@@ -9,8 +9,9 @@ from contextvars import ContextVar
 
 import pytest
 
-from paidonce.current_step import CurrentStep, executing
-from paidonce.usage import CallRecorder, current_recorder, innermost_tool, record_usage, recording_into, tool_stack
+from paidonce.declarations.current_step import CurrentStep, executing
+from paidonce.usage.explicit_usage import record_usage
+from paidonce.usage.recording import CallRecorder, current_recorder, innermost_tool, recording_into, tool_stack
 from paidonce_workers.capture import capturing
 from tests.capture.replies import step_body
 

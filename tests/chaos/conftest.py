@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.engines import ONE_OF_EACH, PAIRS, Engines, engines_named
 from tests.chaos.stage import Stage
 
-TEST_SECONDS = 240
+TEST_SECONDS = 420
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,14 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paidonce import advance, claiming
-from paidonce.publishing import Publisher
-from paidonce_models.store import completion
+from paidonce.broker.publishing import Publisher
+from paidonce.runs import advancer as advance
+from paidonce.runs import claiming
+from paidonce_models.store.commits import committer
 from paidonce_models.store.messages import StepMessage
-from paidonce_workers import death_watch, heartbeat, sweeper
-from paidonce_workers.execution import Executor
-from paidonce_workers.local_delivery import LocalDelivery
-from paidonce_workers.turn import Turn
+from paidonce_models.store.steps import completion
+from paidonce_workers.execution.eager_execution import EagerExecution
+from paidonce_workers.execution.executor import Executor
+from paidonce_workers.execution.local_delivery import LocalDelivery
+from paidonce_workers.recovery import death_watch, heartbeat, sweeper
 
 _lock = threading.Lock()
 _passages: dict[str, int] = {}
@@ -81,6 +83,21 @@ def around_publishing() -> None:
     Publisher.publish = publish  # type: ignore[method-assign]
 
 
+def around_batches() -> None:
+    """Before and after the commit of several runs, which their threads do not know of yet."""
+    original = committer.commit_items
+
+    def commit_items(execute: Any, items: Any) -> set[str]:
+        if len(items) > 1:
+            reached("before the commit of several runs")
+        committed = original(execute, items)
+        if len(items) > 1:
+            reached("after the commit of several runs")
+        return committed
+
+    committer.commit_items = commit_items
+
+
 # The functions that run inside of a transaction: after them and before its commit.
 around(claiming, "claim_step", before="before the claim", after="before the claim's commit")
 around(claiming, "claim_within_budgets", after="before the commit that reserves or holds")
@@ -89,12 +106,15 @@ around(sweeper, "let_go", after="before the commit that lets a step go")
 around(advance, "complete_with_progress", after="before the completion's commit with its advance")
 around(advance, "complete_alone", after="before the completion's commit alone")
 around(advance, "write_progress", after="before the advance's commit")
-around(sweeper, "take_back", after="before the commit that takes a step back")
-around(death_watch, "take_back", after="before the commit that takes a step back")
-# On PostgreSQL these are one statement, which is its own transaction.
+around(sweeper, "reclaim_step", after="before the commit that takes a step back")
+around(death_watch, "reclaim_step", after="before the commit that takes a step back")
+# On PostgreSQL these are one statement, which is its own transaction, or an item of one.
 around(advance, "complete_together", before="before the completion's commit with its advance")
 around(advance, "complete_by_itself", before="before the completion's commit alone")
 around(advance, "write_advance", before="before the advance's commit")
+around(advance, "together_item", before="before the completion's commit with its advance")
+around(advance, "completion_item", before="before the completion's commit alone")
+around(advance, "advance_item", before="before the advance's commit")
 around(heartbeat, "renew_leases", after="before the heartbeat's commit")
 # The functions that have committed when they return.
 around(claiming.Claimer, "_claim", after="after the claim's commit")
@@ -102,8 +122,9 @@ around(Executor, "_attempt", after="after the body")
 around(advance.Advancer, "complete", after="after the completion's commit")
 around(advance.Advancer, "advance", after="after the advance's commit")
 # A step that is scheduled or claimed for the thread that has completed the last one, which has not begun it.
-around(Turn, "keep_claim", before="after the commit that takes a step on")
+around(EagerExecution, "keep_claim", before="after the commit that takes a step on")
 around(LocalDelivery, "deliver", before="before a step begins where the last one ended")
-around(sweeper.Sweeper, "_take_back", after="after the commit that takes steps back")
+around(sweeper.Sweeper, "_reclaim", after="after the commit that takes steps back")
 around(death_watch.DeathWatch, "_bury", before="after the commit that takes steps back")
 around_publishing()
+around_batches()

@@ -10,19 +10,21 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from paidonce.client import Client, RunHandle
+from paidonce.broker.publishing import Publisher
+from paidonce.client import Client
 from paidonce.costs import read_costs
 from paidonce.drill import agents as drill_agents
 from paidonce.drill.evidence import Evidence, Kill, gather_evidence, process_of
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
-from paidonce.publishing import Publisher
+from paidonce.run_handle import RunHandle
 from paidonce.settings import load_settings
-from paidonce_models.database import Database
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StoreError
-from paidonce_models.schema import upgrade
 from tests.chaos import agents as chaos_agents
 from tests.chaos.engines import Engines
+from tests.chaos.forked_fleet import ForkedFleet
 from tests.services.waiting import wait_until
 
 START_SECONDS = 60
@@ -90,9 +92,14 @@ class Stage:
         modules: str = ALL_AGENTS,
         environment: Mapping[str, str] | None = None,
         meanwhile: Callable[[], object] | None = None,
+        new_interpreters: bool = False,
     ) -> Fleet:
-        """Start the fleet and wait until all of it takes part; ``meanwhile`` something may happen to its servers."""
-        self.fleet = Fleet(
+        """Start the fleet and wait until all of it takes part; ``meanwhile`` something may happen to its servers.
+
+        ``new_interpreters`` start in seconds, as in production: a worker that is forked is back at once after a
+        death, and takes more messages along into the next one.
+        """
+        self.fleet = (Fleet if new_interpreters else ForkedFleet)(
             environment={**self.environment, "PYTHONWARNINGS": "ignore", **(environment or {})},
             folder=self.folder,
             size=workers,

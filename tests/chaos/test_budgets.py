@@ -101,7 +101,7 @@ def test_a_worker_killed_at_any_commit_of_a_budget_leaves_it_right(
             limit_calls(stage, limit)
         return {marker.name for marker in markers.iterdir()} == POINTS.keys()
 
-    wait_until(all_died, f"a worker has died at each point; see {markers}", 150)
+    wait_until(all_died, f"a worker has died at each point; see {markers}", 130)
     limit_calls(stage, 100)
     stage.wait_until_finished(restarting=True)
     stage.assert_all_succeeded(4)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.chaos import agents
 from tests.chaos.engines import Engines
 from tests.chaos.stage import QUICK_LEASES, WITH_FAULTS, Stage
@@ -30,17 +32,22 @@ POINTS = {
     "after the commit that takes steps back": 3,
 }
 """Each point and how many passages of a process it lets go by."""
+OF_BATCHES = {"before the commit of several runs": 2, "after the commit of several runs": 3}
 ROUNDS, WIDTH = 6, 5
 STEPS = 30
 
 
+@pytest.mark.parametrize("batches", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "batches"])
 def test_a_worker_killed_at_any_commit_point_loses_and_repeats_nothing(
-    some_engines: Engines, make_stage: Callable[..., Stage], tmp_path: Path
+    some_engines: Engines, make_stage: Callable[..., Stage], tmp_path: Path, batches: bool
 ) -> None:
-    stage = make_stage(some_engines, **QUICK_LEASES)
+    if batches and some_engines.is_sqlite:
+        pytest.skip("only PostgreSQL commits batches")
+    stage = make_stage(some_engines, **QUICK_LEASES, batch_commits=str(batches))
     markers = tmp_path / "markers"
     markers.mkdir()
-    faults = [[point, passages, "SIGKILL"] for point, passages in POINTS.items()]
+    points = POINTS | OF_BATCHES if batches else POINTS
+    faults = [[point, passages, "SIGKILL"] for point, passages in points.items()]
     stage.start(
         concurrency=6,
         modules=WITH_FAULTS,
@@ -62,9 +69,9 @@ def test_a_worker_killed_at_any_commit_point_loses_and_repeats_nothing(
         stage.restart_the_dead()
         if stage.unfinished() < 4:
             submit_more()
-        return {marker.name for marker in markers.iterdir()} == POINTS.keys()
+        return {marker.name for marker in markers.iterdir()} == points.keys()
 
-    wait_until(all_died, f"a worker has died at each point; see {markers}", 150)
+    wait_until(all_died, f"a worker has died at each point; see {markers}", 130)
     stage.wait_until_finished(restarting=True)
     stage.assert_all_succeeded(STEPS)
     stage.assert_ledger_adds_up()

@@ -10,7 +10,7 @@ from paidonce.drill.crash import CrashDrill, run_crash_drill
 from tests.chaos.engines import RUNS, Engines
 
 STEPS = 48
-LIMIT_SECONDS = 200
+LIMIT_SECONDS = 360
 
 
 def test_killing_random_workers_parents_and_children_repeats_no_finished_step(

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from celery import Celery
 
-from paidonce.client import RunHandle
+from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound, RunBlocked
 from tests.chaos.agents import large_answers
 from tests.chaos.engines import Engines

@@ -71,7 +71,9 @@ def test_a_worker_that_is_stopped_for_longer_than_a_lease_keeps_its_steps(
     os.kill(first, signal.SIGSTOP)
     stopped = time.monotonic()
     wait_until(lambda: seconds_since(stopped) > LONGER_THAN_LEASES, "three leases have passed", 60)
-    assert {attempt.pid for attempt in stage.under_way()} == {first}
+    # The other may still wait, too: where the store is SQLite, the first may hold its lock while it stands still.
+    assert first in {attempt.pid for attempt in stage.under_way()}
+    assert {attempt.number for attempt in stage.attempts()} == {1}, "nobody has taken over what it holds"
     os.kill(first, signal.SIGCONT)
     assert_undisturbed(stage)
 

@@ -17,14 +17,14 @@ POISON_RUNS = 20
 GOOD_RUNS = 4
 GOOD_STEPS = 5
 MOST_REPEATS = 2
-LIMIT_SECONDS = 200
+LIMIT_SECONDS = 130
 
 
 def test_a_good_step_beside_many_that_kill_their_process_is_repeated_twice_at_most(
     some_engines: Engines, make_stage: Callable[..., Stage]
 ) -> None:
     stage = make_stage(some_engines, **QUICK_LEASES)
-    stage.start(workers=1, concurrency=POISON_RUNS + GOOD_RUNS, modules=WITH_POISON)
+    stage.start(workers=1, concurrency=POISON_RUNS + GOOD_RUNS, modules=WITH_POISON, new_interpreters=True)
     kinds = list(poison_agents.KINDS)
     doomed = {}
     for number in range(POISON_RUNS):
@@ -57,7 +57,7 @@ def test_an_agent_that_ends_its_process_between_awaits_is_blocked_and_pays_nothi
     some_engines: Engines, make_stage: Callable[..., Stage], pool: str
 ) -> None:
     stage = make_stage(some_engines, **QUICK_LEASES)
-    stage.start(workers=2, concurrency=4, pool=pool, modules=WITH_POISON)
+    stage.start(workers=2, concurrency=4, pool=pool, modules=WITH_POISON, new_interpreters=True)
     doomed = {
         kind: stage.client.submit(poison_agents.ends_between_awaits, {"kind": kind, "server": stage.server.url})
         for kind in ("at once", "after a step", "after two at once")
@@ -79,5 +79,6 @@ def test_an_agent_that_ends_its_process_between_awaits_is_blocked_and_pays_nothi
     attempts = Counter((attempt.run_id, attempt.position) for attempt in stage.attempts())
     assert max(attempts.values()) <= 1 + MOST_REPEATS, attempts
     of_doomed = [attempts[step] for step in attempts if step[0] in {handle.id for handle in doomed.values()}]
-    assert sum(of_doomed) <= 4 + len(doomed), "the first death takes the step with it, the next find it committed"
+    # Its own first death takes a step along, the next find it committed; a death of another may take one in flight.
+    assert sum(of_doomed) <= 4 + 2 * len(doomed), of_doomed
     print(f"{stage.deaths} deaths, attempts {dict(attempts)}")

@@ -14,7 +14,8 @@ from tests.chaos.engines import Engines
 from tests.chaos.stage import Stage
 from tests.services.waiting import wait_until
 
-RECOVERED_WITHIN_SECONDS = 8.0
+RECOVERED_WITHIN_SECONDS = 40.0
+"""A fraction of a lease, on a machine that is busy with other tests."""
 ONLY_DEATH_TELLS = {"lease_seconds": "600", "frozen_seconds": "600"}
 RUNS = 12
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import pytest
 from paidonce.client import Client
 from paidonce.embedded import stop_embedded
 from paidonce.settings import Settings
+from tests.services import fork_server
+from tests.services.fork_server import ForkedProcess
 
 PROGRAM = (sys.executable, "-m", "paidonce.cli")
 COMMAND_SECONDS = 50
@@ -101,6 +104,28 @@ class Project:
 
     def paidonce(self, *arguments: str, stdin: str | None = None, **settings: str) -> Result:
         """Run one command to its end; ``settings`` without their prefix."""
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            given.write((stdin or "").encode())
+            given.seek(0)
+            process = fork_server.start(
+                "paidonce.cli",
+                arguments,
+                folder=self.folder,
+                environment=self.with_settings(settings),
+                stdin=given.fileno(),
+                stdout=out.fileno(),
+                stderr=err.fileno(),
+            )
+            try:
+                code = process.wait(COMMAND_SECONDS)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            return Result(code, out.read().decode(), err.read().decode())
+
+    def entry_point(self, *arguments: str, stdin: str | None = None, **settings: str) -> Result:
+        """``paidonce`` as a new interpreter runs it, which costs a second."""
         done = subprocess.run(
             [*PROGRAM, *arguments],
             cwd=self.folder,
@@ -113,17 +138,16 @@ class Project:
         return Result(done.returncode, done.stdout, done.stderr)
 
     @contextmanager
-    def started(self, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    def started(self, *arguments: str, **settings: str) -> Iterator[ForkedProcess]:
         """A command that goes on beside the test; killed at the end if it still runs. Its output is in a file."""
         with (self.folder / "started.log").open("w") as log:
-            process = subprocess.Popen(
-                [*PROGRAM, *arguments],
-                cwd=self.folder,
-                env=self.with_settings(settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                text=True,
+            process = fork_server.start(
+                "paidonce.cli",
+                arguments,
+                folder=self.folder,
+                environment=self.with_settings(settings),
+                stdout=log.fileno(),
+                stderr=log.fileno(),
             )
         try:
             yield process

@@ -73,10 +73,10 @@ def generated() -> dict[tuple[str, str], str]:
     codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in MEANINGS.items())
     settings = "\n".join(f"| `{line.name}` | `{line.default}` | {line.meaning} |" for line in describe_settings())
     return {
-        ("cli.md", "commands"): commands,
-        ("cli.md", "exit codes"): f"| code | meaning |\n|---|---|\n{codes}",
-        ("resilience.md", "keys"): "\n".join(policy_key_lines()),
-        ("settings.md", "settings"): f"| name | default | meaning |\n|---|---|---|\n{settings}",
+        ("reference/cli.md", "commands"): commands,
+        ("reference/cli.md", "exit codes"): f"| code | meaning |\n|---|---|\n{codes}",
+        ("reference/policies.md", "keys"): "\n".join(policy_key_lines()),
+        ("reference/settings.md", "settings"): f"| name | default | meaning |\n|---|---|---|\n{settings}",
     }
 
 

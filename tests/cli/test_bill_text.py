@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from paidonce.cli.bill_text import bill_text
+from paidonce.cli.texts.bill_text import bill_text
 from paidonce_models.money import usd_string
-from paidonce_models.store.bills import Bill
+from paidonce_models.store.ledger.bills import Bill
 
 
 def test_a_run_without_calls_claims_no_money() -> None:

@@ -47,8 +47,8 @@ def test_it_is_closed_by_hand(moved: Project, how: str) -> None:
 def test_a_name_that_nobody_calls_is_noted(project: Project) -> None:
     opened = project.paidonce("breakers", "open", "divid", "--json")
     assert opened.document == {"circuit": "divid", "changed": True}
-    assert "no circuit 'divid' is remembered" in opened.err
-    assert "holds a tool of that full name. A name" in opened.err
+    assert "no circuit 'divid' is known" in opened.err
+    assert "holds a tool of that full name. Ignore" in opened.err
     assert project.paidonce("breakers", "close", "divid").err == ""
     with project.started("worker", "agents"):
         wait_until(lambda: "ready" in project.log(), "the worker is up", 40)

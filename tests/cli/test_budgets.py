@@ -61,11 +61,11 @@ def test_a_budget_is_set_changed_listed_and_removed(project: Project) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["agent=a", "per=day", "usd=0"], "usd=0: a budget is more than 0"),
-        (["agent=a", "per=day", "usd=-1"], "usd=-1: a budget is more than 0"),
+        (["agent=a", "per=day", "usd=0"], "usd=0: a budget must be more than 0"),
+        (["agent=a", "per=day", "usd=-1"], "usd=-1: a budget must be more than 0"),
         (["agent=a", "per=day", "usd=lots"], "usd=lots: amount of money: 'lots' is not a decimal number"),
         (["agent=a", "per=day", "steps=1.5"], "steps=1.5: expected a whole number"),
-        (["agent=a", "per=day", f"steps={'9' * 5_000}"], "is more than anybody spends; check the unit"),
+        (["agent=a", "per=day", f"steps={'9' * 5_000}"], "is beyond any real spend; check the unit"),
         (["agent=a", "per=day"], "a budget needs an amount"),
         (["agent=a", "per=day", "usd"], "usd needs an amount"),
         (["agent=a", "usd=1"], "per= of a budget: expected run, day or month (UTC), found nothing"),
@@ -75,7 +75,7 @@ def test_a_budget_is_set_changed_listed_and_removed(project: Project) -> None:
         (["agent=", "per=day", "usd=1"], "budget subject 'agent='"),
         (["tag:user", "per=day", "usd=1"], "budget subject 'tag:user'"),
         (["agent=a", "per=day", "usd=1", "usd=2"], "usd is given twice"),
-        (["agent=a", "per=day", "eur=1"], "'eur=1' is none of the words of a budget"),
+        (["agent=a", "per=day", "eur=1"], "'eur=1' is not a word of a budget"),
         (["run=r", "per=day", "usd=1"], "per=day makes no sense"),
     ],
 )

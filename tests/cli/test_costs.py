@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from paidonce.budgets import set_budget
-from paidonce_models.database import Database
-from paidonce_models.store.cost_views import VIEWS, read_view, view_sql
-from paidonce_models.store.rolling_up import roll_up
-from paidonce_models.store.sweeping import take_back
+from paidonce_models.database.transactions import Database
+from paidonce_models.store.ledger.cost_views import VIEWS, read_view, view_sql
+from paidonce_models.store.ledger.rolling_up import roll_up
+from paidonce_models.store.recovery.lost_steps import reclaim_step
 from tests.cli.conftest import Project
 from tests.models.stored_runs import SECOND_US, Store, failure, key_of, paid_call, succeeded, success
 
@@ -35,7 +35,7 @@ def filled(url: str) -> str:
     store.clock.move(SECOND_US)
     store.complete(success(store.claimed(run_id)))
     lost = store.claimed(run_id, 2)
-    store.transact(take_back, key_of(lost), why="gone", alone=True, anyway=True)
+    store.transact(reclaim_step, key_of(lost), why="gone", alone=True, anyway=True)
     last = store.claimed(run_id, 2)
     unpriced = replace(paid_call(last), cost_nanousd=None, other_cost_nanousd=None, input_tokens=7)
     dear = replace(paid_call(last), cost_nanousd=NANO, other_cost_nanousd=NANO, provider_request_id="req-1")
@@ -194,7 +194,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url
         (["costs", "--since", "12h"], "costs are kept by day"),
         (["costs", "--since", "0d"], "at least one day"),
         (["costs", "--csv"], "give one of them"),
-        (["costs", "--view", "costs_by_agent", "--by", "model"], "a grouping of its own"),
+        (["costs", "--view", "costs_by_agent", "--by", "model"], "its own grouping"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(project: Project, arguments: list[str], said: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paidonce_models.schema import head_revision
+from paidonce_models.database.schema import head_revision
 from tests.cli.conftest import Project
 
 
@@ -13,6 +13,7 @@ def test_upgrade_makes_the_schema_once_and_check_agrees(project: Project, databa
     assert (before.code, before.error["code"]) == (3, "schema_mismatch")
     first = project.paidonce("db", "upgrade", "--json", DATABASE_URL=database_url).document
     second = project.paidonce("db", "upgrade", "--json", DATABASE_URL=database_url).document
+    assert "error" not in first, first
     assert (first["was"], first["schema"], first["changed"]) == (None, head_revision(), True)
     assert (second["was"], second["changed"]) == (head_revision(), False)
     assert project.paidonce("db", "check", DATABASE_URL=database_url).code == 0

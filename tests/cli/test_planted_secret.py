@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from paidonce.cli import runs_command
+from paidonce.cli.commands import runs_command
 from paidonce.cli.program import run_program
 from paidonce.client import Client
+from paidonce.declarations.registry import Registry
 from paidonce.embedded import stop_embedded
-from paidonce.registry import Registry
 
 SECRET = "Sesame-4711-open"
 NOBODY = "127.0.0.1:1"
@@ -106,7 +106,7 @@ def test_a_bug_shows_where_it_is_and_no_words(
         except KeyError as error:
             raise ValueError(f"cannot read {SECRET}") from error
 
-    monkeypatch.setattr(runs_command, "open_client", fail)
+    monkeypatch.setattr(runs_command, "open_checked", fail)
     code, printed = said(capfd, "runs")
     assert code == 1
     assert SECRET not in printed

@@ -41,7 +41,7 @@ def _is_possible() -> bool:
     return subprocess.run(probe, capture_output=True).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not _is_possible(), reason="needs root and mount namespaces")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not _is_possible(), reason="needs root and mount namespaces")]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sqlite3
 
 import pytest
 
+from paidonce.cli import bulk_submit
 from tests.cli.conftest import NOBODY_LISTENS, Project
 
 AWAY = {"BROKER_URL": f"redis://{NOBODY_LISTENS}"}
@@ -51,6 +52,94 @@ def test_waiting_ends_after_the_timeout_and_the_run_goes_on(project: Project) ->
     done = project.paidonce(*arguments, **AWAY)
     assert (done.code, done.error["code"], done.document["state"]) == (6, "result_timeout", "pending")
     assert project.paidonce("show", done.document["run_id"], **AWAY).code == 0
+
+
+def test_a_run_is_submitted_for_each_line_of_a_file_and_again_only_for_lines_without_a_key(project: Project) -> None:
+    lines = [
+        {"input": {"count": 1}, "key": "a", "tags": {"user": "u1"}, "priority": 9},
+        {"input": {"count": 2}, "key": "b", "queue": "side"},
+        {"input": {"count": 1}, "key": "a", "tags": {"user": "u1"}, "priority": 9},
+        {"input": {"count": 3}},
+    ]
+    text = "\n\n".join(json.dumps(line) for line in lines)  # blank lines are left out, and counted
+    (project.folder / "runs.jsonl").write_text(text, encoding="utf-8-sig")
+    arguments = ("submit", "adder", "--from", "runs.jsonl", "--tag", "batch=7", "--priority", "3")
+    done = project.paidonce(*arguments, "--json", **AWAY)
+    assert done.code == 0, done.err
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["line"], line["created"]) for line in told] == [(1, True), (3, True), (5, False), (7, True)]
+    assert told[0]["run_id"] == told[2]["run_id"]
+    assert "4 runs submitted, 1 of them known by their keys." in done.err and done.err.count("stay in the store") == 1
+    runs = {run["key"]: run for run in project.paidonce("runs", "--json", **AWAY).document}
+    assert len(runs) == 3
+    assert {key: (run["tags"], run["priority"], run["queue"]) for key, run in runs.items()} == {
+        "a": ({"batch": "7", "user": "u1"}, 9, "paidonce.default"),
+        "b": ({"batch": "7"}, 3, "paidonce.side"),
+        None: ({"batch": "7"}, 3, "paidonce.default"),
+    }
+    again = project.paidonce("submit", "adder", "--from", "-", stdin=text, **AWAY)
+    assert (again.code, again.out) == (0, "4 runs submitted, 3 of them known by their keys.\n")
+    assert len(project.paidonce("runs", "--json", **AWAY).document) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected an object, found list"),
+        ('{"input": {}, "kye": "x"}', "found 'kye'; expected input, key, tags, priority, queue"),
+        ('{"input": [1]}', "must be a JSON object of its arguments by name"),
+        ('{"input": {}, "priority": 10}', "priority 10"),
+        ('{"input": {}, "tags": 3}', "tags of agent 'adder' must be an object"),
+        ('{"input": {"count": 2}, "key": "k1"}', "already belongs to run"),
+    ],
+)
+def test_a_line_that_is_refused_is_named_and_those_before_it_are_submitted(
+    project: Project, line: str, said: str
+) -> None:
+    good = [json.dumps({"input": {"count": 1}, "key": f"k{number}"}) for number in range(1, 4)]
+    (project.folder / "runs.jsonl").write_text("\n".join([*good, line, '{"input": {"count": 9}}', ""]))
+    done = project.paidonce("submit", "adder", "--from", "runs.jsonl", "--json", **AWAY)
+    *told, last = [json.loads(each) for each in done.out.splitlines()]
+    assert done.code == 2
+    message = last["error"]["message"]
+    assert message.startswith("runs.jsonl line 4: ") and said in message, message
+    assert "run(s) " in message and "lines with a key are not submitted twice" in message
+    assert last["error"]["details"]["line"] == 4
+    conflict = "already" in said
+    assert [each["line"] for each in told] == ([1, 2, 3, 5] if conflict else [1, 2, 3])
+    assert len(project.paidonce("runs", "--json", **AWAY).document) == len(told)
+
+
+@pytest.mark.parametrize("second", ['{"input": {"count": []}}', "{"])
+def test_a_chunk_of_which_nothing_was_submitted_is_not_counted(
+    project: Project, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    monkeypatch.setattr(bulk_submit, "CHUNK_SUBMISSIONS", 2)
+    good = [json.dumps({"input": {"count": 1}, "key": f"k{number}"}) for number in range(1, 5)]
+    (project.folder / "runs.jsonl").write_text("\n".join([*good[:2], second, *good[2:]]))
+    done = project.paidonce("submit", "adder", "--from", "runs.jsonl", "--json", AGENTS="agents", **AWAY)
+    *told, last = [json.loads(each) for each in done.out.splitlines()]
+    assert [each["line"] for each in told] == [1, 2]
+    message = last["error"]["message"]
+    assert message.startswith("runs.jsonl line 3: ") and "2 run(s) before it are submitted" in message, message
+
+
+def test_options_of_a_single_run_are_refused_with_a_file(project: Project) -> None:
+    for option in (["--input", "{}"], ["--key", "k"], ["--wait"]):
+        done = project.paidonce("submit", "adder", "--from", "runs.jsonl", *option, "--json", **AWAY)
+        assert (done.code, done.error["code"]) == (2, "usage")
+        assert "with --from each line has its own" in done.error["message"]
+    missing = project.paidonce("submit", "adder", "--from", "nosuch.jsonl", "--json", **AWAY)
+    assert (missing.code, missing.error["code"]) == (2, "invalid_input") and "nosuch.jsonl" in missing.error["message"]
+
+
+def test_a_line_is_read_no_further_than_it_may_be_long(project: Project) -> None:
+    (project.folder / "runs.jsonl").write_bytes(b'{"input": {"count": 1}}\n' + b" " * 200_000)
+    done = project.paidonce("submit", "adder", "--from", "runs.jsonl", "--json", MAX_PAYLOAD_BYTES="2000", **AWAY)
+    told, last = [json.loads(each) for each in done.out.splitlines()]
+    assert (done.code, last["error"]["code"], told["line"]) == (2, "payload_too_large", 1)
+    assert "runs.jsonl line 2: more than 67,536 bytes" in last["error"]["message"]
 
 
 def test_input_is_read_no_further_than_it_may_be_large_and_before_it_is_parsed(project: Project) -> None:

@@ -33,7 +33,9 @@ def test_a_worker_takes_what_was_submitted_and_ends_at_sigterm(project: Project,
         assert "hold: adder, division, family, slow" in warned.err
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
-    assert project.log().count("policies for what this worker does not hold: paidonce.yaml:1 targets.absent") == 1
+    assert (
+        project.log().count("policies for targets that this worker does not hold: paidonce.yaml:1 targets.absent") == 1
+    )
 
 
 def test_policies_that_do_not_fit_the_code_are_refused(project: Project) -> None:
@@ -44,6 +46,7 @@ def test_policies_that_do_not_fit_the_code_are_refused(project: Project) -> None
         assert "decorator at misfit.py:2 names 'absent', which does not exist" in done.error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.service
 def test_a_worker_of_a_named_queue_shares_it_with_the_publishers_on_rabbitmq(
     project: Project, rabbitmq_url: str
@@ -72,7 +75,7 @@ def empty_module(project: Project) -> Iterator[str]:
         (["agent"], "module_not_loadable", "did you mean 'agents'?"),
         (["broken"], "module_not_loadable", "No module named 'a_package_that_is_not_there'"),
         (["syntax.py"], "module_not_loadable", "syntax.py:1"),
-        (["twice"], "module_not_loadable", "is taken twice"),
+        (["twice"], "module_not_loadable", "is used twice"),
         (["empty"], "configuration", "there is no @agent, @step or @tool in there"),
     ],
     ids=["none", "missing", "import", "syntax", "duplicate", "empty"],
@@ -131,6 +134,7 @@ def test_queues_that_the_modules_name_and_the_worker_does_not_take_are_mentioned
     assert "--queues side" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "said"),
     [

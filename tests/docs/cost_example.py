@@ -1,4 +1,4 @@
-"""Three days of a small company's agents: the data behind the answers in ``docs/costs.md``. The same on every run."""
+"""Three days of a small company's agents: the data behind the answers to cost questions. The same on every run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paidonce_models.states import RunState
-from paidonce_models.store.advancing import RunEnd
-from paidonce_models.store.claims import Claim
-from paidonce_models.store.ledger import insert_calls
-from paidonce_models.store.rolling_up import roll_up
-from paidonce_models.store.sweeping import take_back
+from paidonce_models.store.ledger.call_rows import insert_calls
+from paidonce_models.store.ledger.rolling_up import roll_up
+from paidonce_models.store.recovery.lost_steps import reclaim_step
+from paidonce_models.store.runs.advancing import RunEnd
+from paidonce_models.store.steps.claims import Claim
 from paidonce_models.usage import CallKind, CallRecord, CallStatus, UsageSource
 from tests.models.stored_runs import SECOND_US, Store, failure, key_of, succeeded, success
 
@@ -92,7 +92,7 @@ class Company:
             early = [self._llm("claude-sonnet-4-5", 1_000, 100, 4_500_000)]
             self.store.transact(insert_calls, claim=claim, records=self._dated(claim, early))
             self.store.clock.move(30 * SECOND_US)
-            self.store.transact(take_back, key_of(claim), why="worker not heard of for 30 s", alone=True, anyway=True)
+            self.store.transact(reclaim_step, key_of(claim), why="no heartbeat for 30 s", alone=True, anyway=True)
         claim = self._claim(run_id, position)
         self.store.complete(replace(success(claim), calls=self._dated(claim, calls)))
 

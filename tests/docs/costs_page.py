@@ -1,4 +1,4 @@
-"""The generated parts of ``docs/costs.md``. ``python -m tests.docs.costs_page`` puts them there."""
+"""The generated parts of the pages on costs. ``python -m tests.docs.costs_page`` puts them there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from paidonce.cli.program import program
-from paidonce_models.store.bill_statements import recomputing_statements
-from paidonce_models.store.cost_views import VIEWS, view_sql
+from paidonce_models.store.ledger.bill_statements import recomputing_statements
+from paidonce_models.store.ledger.cost_views import VIEWS, view_sql
 from tests.cli.reference import DOCS, with_part
 from tests.docs.cost_example import CRASHED_RUN, NAMESPACE, Company
 
@@ -19,7 +19,7 @@ ROWS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What somebody asks, the command that answers, the SQL for the same, and a word on the answer."""
+    """A question, the command that answers it, the same in SQL, and a remark on the answer."""
 
     asks: str
     command: tuple[str, ...]
@@ -44,40 +44,40 @@ QUESTIONS = (
         command=("costs", "--by", "tag:customer"),
         sql="SELECT value, calls, unpriced_calls, cost_nanousd\nFROM costs_by_tag\n"
         f"WHERE namespace = '{NAMESPACE}' AND tag = 'customer'\nORDER BY cost_nanousd DESC",
-        remark="Any tag that runs are submitted with: `--tag customer=acme`. The last row is what carries no such tag.",
+        remark="Works for any tag of your runs: `--tag customer=acme`. The last row is runs without this tag.",
     ),
     _view(
         "Which model takes the money?",
         "costs_by_model",
-        "The row without a model is paid tools. Tokens of a model that nobody has priced are counted all the same.",
+        "The row without a model is paid tools. The tokens of a model without a price are counted too.",
         *("costs", "--by", "model"),
     ),
     _view(
         "Did it go up?",
         "costs_by_day",
-        "By UTC day, the first one first. `--since 7d` is today and the six days before; `--by day,agent` says who.",
+        "By UTC day, oldest first. `--since 7d` is today and the six days before; `--by day,agent` adds the agent.",
         *("costs", "--by", "day"),
     ),
     _view(
         "How much bought nothing, and why?",
         "costs_by_cause",
-        "Everything but `useful` and `open` bought nothing. `failed` here is the searches that had to be tried again.",
+        "Everything except `useful` and `open` bought nothing. `failed` here is the searches that were retried.",
         *("costs", "--by", "cause"),
     ),
     _view(
         "What do retries cost, and in which tool?",
         "retry_costs_by_tool",
-        "A retry is a call of a second attempt, or one that the client's library sent again by itself.",
+        "A retry is a call of a later attempt, or one that the client's library repeated on its own.",
     ),
     _view(
         "What does one success cost?",
         "costs_per_successful_run",
-        "What failed runs spent is part of the price of the others. The two percentiles are of successful runs alone.",
+        "The spend of failed runs is part of the price of the others. The percentiles cover only successful runs.",
     ),
     _view(
         "Which runs ran away?",
         "unusual_runs",
-        "Runs that took more than three times their agent's median of steps or money, those under way included.",
+        "Runs with more than three times their agent's median of steps or money, including runs under way.",
     ),
     Question(
         asks="What exactly did this run pay for?",
@@ -88,19 +88,19 @@ QUESTIONS = (
     _view(
         "What did crashes not make us pay again?",
         "avoided_costs",
-        "Finished steps that starting over would have repeated, at what they had cost. Never a part of the spend.",
+        "Finished steps that starting over would have repeated, at their recorded cost. Never a part of the spend.",
     ),
     _view(
         "What may be on the invoice that we did not see?",
         "possibly_billed",
-        "A worker that vanishes may leave a request that the provider answers to nobody. The estimate is what the step "
-        "costs on average less what was recorded; a step without history says unknown.",
+        "A worker that vanishes may leave a request whose response nobody receives. The estimate is the step's average "
+        "cost minus what was recorded; a step without history says unknown.",
     ),
     _view(
         "How far can we trust these figures?",
         "data_quality",
-        "Estimated: counted by the step's own code, `record_usage(…, estimated=True)`. Missing: requests that say "
-        "nothing: streams without usage or cut short, and those that failed. Unpriced: used and without a price, which "
+        "Estimated: counted by the step's own code, `record_usage(…, estimated=True)`. Missing: requests that report "
+        "no usage: streams without usage, cut streams, and failed requests. Unpriced: used but without a price, which "
         "makes sums lower bounds.",
     ),
 )
@@ -114,8 +114,8 @@ def answer(url: str, home: Path, command: tuple[str, ...]) -> str:
     return "\n".join(line.rstrip() for line in result.output.rstrip().splitlines())
 
 
-def generated(url: str, home: Path) -> dict[str, str]:
-    """Each part by its mark: the questions with their answers, and the views with their columns."""
+def generated(url: str, home: Path) -> dict[tuple[str, str], str]:
+    """Each part by its page and mark: the questions with their answers, and the views with their columns."""
     questions = "\n\n".join(
         f"### {number}. {each.asks}\n\n```console\n$ paidonce {' '.join(each.command)}\n"
         f"{answer(url, home, each.command)}\n```\n\n{each.remark}\n\n```sql\n{each.sql};\n```"
@@ -126,19 +126,17 @@ def generated(url: str, home: Path) -> dict[str, str]:
         + "\n".join(f"| `{column}` | {meaning} |" for column, meaning in view.columns.items())
         for name, view in VIEWS.items()
     )
-    return {"questions": questions, "views": views}
+    return {("how-to/answer-cost-questions.md", "questions"): questions, ("reference/costs.md", "views"): views}
 
 
 def main() -> None:
-    """Bring the page up to date."""
+    """Bring the pages up to date."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/example.sqlite3"
         Company(url).write()
-        page = DOCS / "costs.md"
-        text = page.read_text(encoding="utf-8")
-        for mark, part in generated(url, Path(folder)).items():
-            text = with_part(text, mark, part)
-        page.write_text(text, encoding="utf-8")
+        for (page, mark), part in generated(url, Path(folder)).items():
+            path = DOCS / page
+            path.write_text(with_part(path.read_text(encoding="utf-8"), mark, part), encoding="utf-8")
 
 
 if __name__ == "__main__":

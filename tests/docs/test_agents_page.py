@@ -1,4 +1,4 @@
-"""The examples of docs/agents.md, run as they stand there."""
+"""The examples of the guides to writing and testing agents, run as they stand there."""
 
 import re
 import subprocess
@@ -9,14 +9,14 @@ import pytest
 
 from tests.docs.readme_file import ROOT
 
-PAGE = ROOT / "docs" / "agents.md"
+PAGES = [ROOT / "docs" / "how-to" / name for name in ("write-agents.md", "test-agents.md")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_examples_pass_as_a_users_own_tests(tmp_path: Path) -> None:
-    examples = dict(
-        re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    )
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    examples = dict(re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL))
     assert examples.keys() == {"shop.py", "test_shop.py"}
     for name, text in examples.items():
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""The examples and commands of docs/budgets.md, run as they stand there."""
+"""The examples and commands of docs/how-to/set-budgets.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from tests.cli.conftest import Project, project  # noqa: F401  the fixture
 from tests.docs.readme_file import ROOT
 
-PAGE = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.slow
+
+PAGE = (ROOT / "docs" / "how-to" / "set-budgets.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.timeout(120)

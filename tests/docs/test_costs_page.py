@@ -1,4 +1,4 @@
-"""The page on costs: its answers are what the commands print, and its SQL says the same."""
+"""The pages on costs: the answers are what the commands print, and its SQL says the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paidonce_models.store.cost_views import VIEWS
+from paidonce_models.store.ledger.cost_views import VIEWS
 from tests.cli.reference import DOCS, with_part
 from tests.docs.cost_example import Company
 from tests.docs.costs_page import QUESTIONS, Question, answer, generated
@@ -25,9 +25,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     yield url, folder
 
 
-def test_the_page_says_what_the_commands_say(example: tuple[str, Path]) -> None:
-    text = (DOCS / "costs.md").read_text(encoding="utf-8")
-    for mark, part in generated(*example).items():
+def test_the_pages_say_what_the_commands_say(example: tuple[str, Path]) -> None:
+    for (page, mark), part in generated(*example).items():
+        text = (DOCS / page).read_text(encoding="utf-8")
         assert with_part(text, mark, part) == text, "bring it up to date: python -m tests.docs.costs_page"
 
 

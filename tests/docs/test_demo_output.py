@@ -41,7 +41,7 @@ def test_the_pasted_output_shows_that_nothing_finished_was_paid_twice(script: di
     block = script["pasted"]()
     bill = bill_of(block)
     assert "No finished step was paid twice." in block
-    assert bill["finished steps asked for again"] == "0"
+    assert bill["finished steps requested again"] == "0"
     assert bill["steps paid"] == "26 (14 model calls, 12 tool calls)"
     assert "SIGKILL to worker 1" in block
 
@@ -52,6 +52,6 @@ def test_the_pasted_output_shows_that_nothing_finished_was_paid_twice(script: di
 def test_the_demo_played_again_has_the_shape_of_the_pasted_output(script: dict[str, Any], tmp_path: Path) -> None:
     played, pasted = script["excerpt"](script["play_demo"](tmp_path)), script["pasted"]()
     assert lines_of(played) == lines_of(pasted)
-    for name in ("steps paid", "finished steps asked for again"):
+    for name in ("steps paid", "finished steps requested again"):
         assert bill_of(played)[name] == bill_of(pasted)[name]
     assert bill_of(played).keys() == bill_of(pasted).keys()

@@ -19,7 +19,7 @@ from tests.docs.compose_file import COMPOSE_FILE, read_services
 from tests.services.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-OPERATIONS = ROOT / "docs" / "operations.md"
+OPERATIONS = ROOT / "docs" / "how-to" / "operate.md"
 PAGES = [ROOT / "README.md", COMPOSE_FILE, *sorted((ROOT / "docs").rglob("*.md"))]
 
 

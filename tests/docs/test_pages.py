@@ -1,7 +1,8 @@
-"""The documentation names what exists: links, settings, commands, options, public names, states and their moves."""
+"""The documentation names what exists: links, settings, commands, options, public names, states, moves, markers."""
 
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import paidonce
+from paidonce.agents import _declare_agent
 from paidonce.cli.program import COMMANDS
-from paidonce.decorators import _declare_agent, _declare_step
+from paidonce.declarations.decorators import _declare_step
 from paidonce.settings import Settings
-from paidonce_models.states import RUN_MOVES, STEP_MOVES, AttemptOutcome, RunState, StepState
+from paidonce_models.states import ATTEMPT_MOVES, RUN_MOVES, STEP_MOVES, AttemptOutcome, RunState, StepState
 from tests.docs.readme_file import ROOT
 
 DECISIONS = ROOT / "docs" / "decisions"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -27,8 +29,10 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def anchors(path: Path) -> set[str]:
     """What a link may name behind # in a page."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    named = set(re.findall(r'^<a id="([\w-]+)"></a>$', text, re.MULTILINE))
+    return named | {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -44,6 +48,31 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {
+        (index.parent / target.partition("#")[0]).resolve()
+        for target in re.findall(r"\]\(([^)\s]+)\)", index.read_text(encoding="utf-8"))
+    }
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.parent != DECISIONS and page != index}
+    assert pages - linked == set()
+
+
+def test_contributing_lists_every_marker_and_every_variable_of_the_tests() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    markers = [line.partition(":")[0] for line in project["tool"]["pytest"]["ini_options"]["markers"]]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    variables = set(re.findall(r'"(TEST_[A-Z_]+)"', code))
+    assert [name for name in (*markers, *sorted(variables)) if f"`{name}`" not in text] == []
+
+
+def test_paths_that_pages_name_exist() -> None:
+    folders = "models|orchestrator|workers|tests|scripts|benchmarks|examples"
+    named = {(page, path) for page, text in pages() for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", text)}
+    assert {(page, path) for page, path in named if not (ROOT / path).exists()} == set()
+
+
 def test_settings_that_pages_name_exist() -> None:
     known = {f"PAIDONCE_{name.upper()}" for name in Settings.model_fields}
     named = {(page, name) for page, text in pages() for name in re.findall(r"\bPAIDONCE_[A-Z_]*[A-Z]\b", text)}
@@ -56,7 +85,7 @@ def test_commands_that_pages_name_exist() -> None:
 
 
 def test_the_page_on_agents_lists_every_option_and_every_public_name() -> None:
-    text = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "agents.md").read_text(encoding="utf-8")
     options = set(re.findall(r"^\| `(\w+)=` ", text, re.MULTILINE))
     assert options == _keywords(_declare_step)
     (agents,) = re.findall(r"^`@agent` takes (.*)$", text, re.MULTILINE)
@@ -84,19 +113,25 @@ def test_the_glossary_lists_every_state(begin: str, states: type[StrEnum]) -> No
 
 def test_the_glossary_is_in_order() -> None:
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    words = re.findall(r"^\| (\w[\w ]*) \|", text, re.MULTILINE)[1:]
+    words = re.findall(r"^\| (\w[\w -]*) \|", text.partition("## States")[0], re.MULTILINE)[1:]
     assert words == sorted(words)
     assert len(words) == len(set(words))
 
 
-@pytest.mark.parametrize(("number", "moves"), [(0, RUN_MOVES), (1, STEP_MOVES)], ids=["run", "step"])
+@pytest.mark.parametrize(
+    ("number", "moves"),
+    [(0, RUN_MOVES), (1, STEP_MOVES), (2, ATTEMPT_MOVES)],
+    ids=["run", "step", "attempt"],
+)
 def test_the_state_diagrams_show_exactly_the_legal_moves(
-    number: int, moves: Mapping[StrEnum, frozenset[StrEnum]]
+    number: int, moves: Mapping[StrEnum | None, frozenset[StrEnum]]
 ) -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     diagram = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", text, re.DOTALL)[number]
     assert drawn_moves(diagram) == {
-        (source.value, target.value) for source, targets in moves.items() for target in targets if source != target
+        ("under_way" if source is None else source.value, target.value)
+        for source, targets in moves.items()
+        for target in targets
     }
 
 

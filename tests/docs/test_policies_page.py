@@ -1,4 +1,4 @@
-"""The policy file, the code and the commands of docs/policies.md, as they stand there."""
+"""The policy file, the code and the commands of docs/reference/policies.md, as they stand there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from paidonce.policies.file.parsing import parse_policies
 from paidonce.policies.keys import FIELDS
-from paidonce.policies.layers import ASKED_ATTEMPTS
-from paidonce.policies.loading import parse_policies
 from paidonce.policies.matchers import parse_matcher
+from paidonce.policies.precedence import ASKED_ATTEMPTS
 from tests.cli.conftest import Project
 from tests.docs.readme_file import ROOT
 
-PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "policies.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 
 

@@ -1,4 +1,4 @@
-"""The README's producers against a real worker, on Redis and on RabbitMQ."""
+"""The producers of docs/how-to/submit-runs.md against a real worker, on Redis and on RabbitMQ."""
 
 import json
 import os
@@ -115,6 +115,14 @@ def test_the_readmes_producers_get_their_results(site: Site) -> None:
     assert site.python(example("producer.py")).split()[0] == first.split()[0]
     handled = site.python(example("handler.py") + "\nimport asyncio\nprint(asyncio.run(handle('spaces')))")
     assert handled == "decided: spaces\n"
+
+    assert site.python(example("many.py")).split() == ["3", "3"]
+    assert site.python(example("many.py")).split() == ["3", "0"], "each key was known"
+    (site.folder / "runs.jsonl").write_text(example("runs.jsonl"))
+    submit = (
+        "from paidonce.cli import main; import sys; sys.argv = 'paidonce submit debate --from runs.jsonl'.split(); "
+    )
+    assert site.python(submit + "main()") == "1 run submitted, 1 of them known by their keys.\n"
 
     task_id = site.python(example("broker_only.py")).strip()
     run = wait_until(lambda: find_run(site, task_id), "the run of the Celery task", 30)

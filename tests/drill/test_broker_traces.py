@@ -6,15 +6,16 @@ from contextlib import closing
 
 import pytest
 
-from paidonce.celery_app import build_celery_app
+from paidonce.broker.celery_app import build_celery_app
+from paidonce.broker.publishing import Publisher
 from paidonce.drill.broker_traces import remove_broker_traces
-from paidonce.publishing import Publisher
 from paidonce.settings import Settings
 from paidonce_models.store.messages import AdvanceMessage
 
 NOTE = AdvanceMessage(run_id="01a2276f-070b-77af-9eda-832226cde331", agent="a", queue="paidonce.default", priority=5)
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
 def test_its_queues_are_deleted_and_those_of_others_stay(broker: str, request: pytest.FixtureRequest) -> None:

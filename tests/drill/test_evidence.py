@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from paidonce.drill.evidence import Evidence, Kill, gather_evidence
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 
 SECOND = 1_000_000
 HELD_BY_11, HELD_BY_12, HELD_BY_13 = "host:11:aaaaaa", "host:12:bbbbbb", "host:13:cccccc"

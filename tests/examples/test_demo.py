@@ -60,8 +60,8 @@ def test_demo_survives_the_kill_and_pays_for_no_finished_step_twice(tmp_path: Pa
     assert "7 paid steps were not repeated" in output
     assert re.search(r"steps paid +│ 26 \(14 model calls, 12 tool calls\)", output)
     assert re.search(r"lost attempts +│ 1 ", output)
-    assert re.search(r"the model server counted +│ 15 requests, 1 of them answered to nobody", output)
-    assert re.search(r"finished steps asked for again +│ 0 ", output)
+    assert re.search(r"the model server counted +│ 15 requests, 1 of them without a reader", output)
+    assert re.search(r"finished steps requested again +│ 0 ", output)
     assert "No finished step was paid twice." in output
     home = demo_home(tmp_path)
     assert processes_of(home) == []
@@ -73,7 +73,7 @@ def test_demo_that_is_interrupted_leaves_no_process_behind(tmp_path: Path, numbe
     demo = start_demo(tmp_path)
     assert demo.stdout is not None
     seen = ""
-    while "asking the model" not in seen:
+    while "calling the model" not in seen:
         line = demo.stdout.readline()
         assert line, seen
         seen += line

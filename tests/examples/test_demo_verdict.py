@@ -55,7 +55,7 @@ def test_a_second_request_of_a_lost_attempt_is_explained() -> None:
 
 def test_a_request_after_the_completion_is_a_repetition() -> None:
     verdict = judge([step("plan 1", outcomes=("lost", "accepted"))], [request("plan 1", -2), request("plan 1", 1)])
-    assert verdict.repeated == ["plan 1 was finished, and asked for again"]
+    assert verdict.repeated == ["plan 1 was finished, and requested again"]
     assert not verdict.holds
 
 

@@ -39,6 +39,7 @@ def paid_steps(run: AgentRun) -> int:
     return sum(step.kind == "step" for step in run.steps)
 
 
+@pytest.mark.slow
 def test_it_reads_what_it_finds_and_reports_from_it(model_url: str) -> None:
     run = run_agent(research, {"question": QUESTION})
     report = run.result
@@ -49,6 +50,7 @@ def test_it_reads_what_it_finds_and_reports_from_it(model_url: str) -> None:
     assert 10 <= paid_steps(run) == len(requests_of(model_url))
 
 
+@pytest.mark.slow
 def test_a_crash_during_the_eighth_paid_call_repeats_that_call_only(model_url: str) -> None:
     undisturbed = run_agent(research, {"question": QUESTION})
     before = len(requests_of(model_url))
@@ -61,6 +63,7 @@ def test_a_crash_during_the_eighth_paid_call_repeats_that_call_only(model_url: s
     assert len(requests_of(model_url)) - before == before + 1
 
 
+@pytest.mark.slow
 def test_a_tool_that_the_model_made_up_is_answered_with_words(model_url: str) -> None:
     turns = iter(
         [

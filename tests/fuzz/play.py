@@ -12,8 +12,8 @@ from random import Random
 import psutil
 from celery import Celery
 
-from paidonce.broker_urls import broker_url, speaks_redis
-from paidonce.client import RunHandle
+from paidonce.broker.broker_urls import broker_url, speaks_redis
+from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound, PaidonceError
 from tests.chaos.engines import Engines
 from tests.chaos.stage import Stage

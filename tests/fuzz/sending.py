@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import amqp
 import redis
 
-from paidonce.broker_urls import redis_client_url, speaks_redis
+from paidonce.broker.broker_urls import redis_client_url, speaks_redis
 from tests.fuzz.shapes import DEFAULT, SUBMIT, Junk
 
 OVERDUE_SECONDS = 3_600

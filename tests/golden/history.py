@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from paidonce.declarations import AgentDeclaration
-from paidonce.replay.machine import Machine, Schedule
-from paidonce_models.store.events import Event, EventKind
+from paidonce.declarations.declaration import AgentDeclaration
+from paidonce.replay.commands import Schedule
+from paidonce.replay.run_replay import Machine
+from paidonce_models.store.runs.events import Event, EventKind
 
 History = dict[str, Any]
 
@@ -42,7 +43,7 @@ def replay(declaration: AgentDeclaration[..., Any], run_id: str, depth: int, eve
             told.append([*map(_command, machine.commands[seen:]), {"wake_at_us": machine.wake_at_us}])
         outcome = machine.outcome
         if outcome is None:
-            told.append({"standing": machine.standing.value})
+            told.append({"standing": machine.suspended_state.value})
         else:
             result = None if outcome.result is None else bytes(outcome.result).decode()
             told.append({"state": outcome.state.value, "result": result, "error": outcome.error})

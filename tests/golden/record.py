@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from paidonce.registry import default_registry
+from paidonce.declarations.registry import default_registry
 from paidonce.testing import AgentTester
-from paidonce_models.store.events import read_events
-from paidonce_models.store.runs_head import read_head
+from paidonce_models.store.runs.events import read_events
+from paidonce_models.store.runs.runs_head import read_head
 from paidonce_models.store.simulation import family_of
 from tests.golden import agents
 from tests.golden.history import History, event_to_json, replay

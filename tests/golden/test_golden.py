@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paidonce.registry import default_registry
+from paidonce.declarations.registry import default_registry
 from tests.golden import agents, record
 from tests.golden.history import event_from_json, replay
 

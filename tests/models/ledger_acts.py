@@ -6,12 +6,12 @@ import random
 from dataclasses import dataclass, field, replace
 
 from paidonce_models.states import AttemptOutcome, RunState
-from paidonce_models.store.advancing import RunEnd
-from paidonce_models.store.cancel_run import cancel_run
-from paidonce_models.store.claims import Claim
-from paidonce_models.store.ledger import insert_calls
-from paidonce_models.store.rolling_up import roll_up
-from paidonce_models.store.sweeping import take_back
+from paidonce_models.store.ledger.call_rows import insert_calls
+from paidonce_models.store.ledger.rolling_up import roll_up
+from paidonce_models.store.recovery.lost_steps import reclaim_step
+from paidonce_models.store.runs.advancing import RunEnd
+from paidonce_models.store.runs.cancel_run import cancel_run
+from paidonce_models.store.steps.claims import Claim
 from paidonce_models.usage import CallKind, CallRecord, CallStatus, UsageSource
 from tests.models.stored_runs import NAMESPACE, Store, failure, key_of, success
 
@@ -94,7 +94,7 @@ class Lives:
         """A worker is not heard of; it may still come back."""
         if self.held:
             claim = self._take(self.held)
-            self.store.transact(take_back, key_of(claim), why="gone", alone=True, anyway=True)
+            self.store.transact(reclaim_step, key_of(claim), why="gone", alone=True, anyway=True)
             self.zombies.append(claim)
 
     def report_late(self) -> None:

@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, delete, text
 
 from paidonce_models.budgets import Maxima, Unit
-from paidonce_models.database import Database
-from paidonce_models.encoding import canonical_sha256
-from paidonce_models.payloads import split
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
+from paidonce_models.payloads.encoding import canonical_sha256
+from paidonce_models.payloads.payload_parts import split
 from paidonce_models.states import AttemptOutcome, RunState
-from paidonce_models.store.advancing import NewStep, Progress, RunEnd, write_progress
-from paidonce_models.store.budgeted_claims import Expectations, claim_within_budgets
-from paidonce_models.store.claims import Claim, claim_step
-from paidonce_models.store.completion import Acceptance, Completion, LogGap, complete_alone, record_refused
-from paidonce_models.store.leases import LeaseKey
+from paidonce_models.store.budgets.budgeted_claims import Expectations, claim_within_budgets
 from paidonce_models.store.messages import Message
-from paidonce_models.store.runs_head import RunHead, namespace_of, read_head
-from paidonce_models.store.submission import NewRun, Submitted, submit_run
+from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd, write_progress
+from paidonce_models.store.runs.runs_head import RunHead, namespace_of, read_head
+from paidonce_models.store.runs.submission import NewRun, Submitted, submit_run
+from paidonce_models.store.steps.claims import Claim, claim_step
+from paidonce_models.store.steps.completion import Acceptance, Completion, LogGap, complete_alone, record_refused
+from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_models.tables import METADATA
 from paidonce_models.usage import CallKind, CallRecord, UsageSource
 
@@ -92,6 +92,9 @@ class Store:
         self.maxima.clear()
         self.guesses = dict.fromkeys(Unit, 1)
         with self.database.write() as connection:
+            if not self.database.is_sqlite:
+                connection.exec_driver_sql("; ".join(f"DELETE FROM {name}" for name in METADATA.tables))
+                return
             for table in METADATA.tables.values():
                 connection.execute(delete(table))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paidonce_models.budgets import (
@@ -92,7 +92,7 @@ def test_an_attempt_needs_room_in_every_account() -> None:
     assert (refusal.account, refusal.amount, refusal.available) == (tokens, 5, 4)
     assert refusal.message == (
         "budget all per=day tokens (2026-11-25) has 4 tokens left of 10 tokens, its next attempt is expected to take "
-        "5 tokens (the dearest of its last attempts)"
+        "5 tokens (the most expensive of its last attempts)"
     )
     reserved = reserve(accounts, {**balances, tokens.key: Balance(spent=3, reserved=2)}, estimates)
     assert not isinstance(reserved, Refusal)
@@ -106,6 +106,7 @@ def test_an_attempt_needs_room_in_every_account() -> None:
     amount=st.integers(0, 120),
     basis=st.sampled_from(Basis),
 )
+@example(limit=5, spent=2, reserved=3, amount=0, basis=Basis.GUESS)
 def test_no_reservation_passes_the_limit_and_a_refusal_lasts_as_long_as_there_is_no_room(
     limit: int, spent: int, reserved: int, amount: int, basis: Basis
 ) -> None:

@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from paidonce.embedded import stop_embedded
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 from tests.services.waiting import wait_until
 
 REQUESTS = 200
 CHILDREN = 4
 
 SITE = """
+import faulthandler
 import json
 import os
 import threading
@@ -51,6 +52,7 @@ threading.Thread(target=keep_busy, daemon=True).start()
 
 
 def app(environ, start_response):
+    faulthandler.dump_traceback_later(30)  # where a request that hangs has stopped
     number = environ["PATH_INFO"].strip("/")
     run = client.submit("echo", {"number": int(number)}, key=number)
     read = client.run(run.id).view()
@@ -97,8 +99,7 @@ def test_each_request_submits_and_reads_its_own_run(settings: dict[str, str], tm
         )
     try:
         wait_until(lambda: log.read_text().count("Booting worker") >= CHILDREN, "gunicorn's children", timeout=40)
-        with ThreadPoolExecutor(8) as pool:
-            said = list(pool.map(lambda number: _ask(address, number), range(REQUESTS)))
+        said = ask_all(address, REQUESTS, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -114,7 +115,16 @@ def test_each_request_submits_and_reads_its_own_run(settings: dict[str, str], tm
     assert "Traceback" not in log.read_text()
 
 
-def _ask(address: str, number: int) -> dict[str, object]:
+def ask_all(address: str, requests: int, log: Path) -> list[dict[str, object]]:
+    """The responses to ``requests`` requests, eight at a time; an error quotes the site's log."""
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            return list(pool.map(lambda number: ask(address, number), range(requests)))
+        except OSError as error:
+            raise AssertionError(f"{error}; the site says:\n{log.read_text()[-20_000:]}") from error
+
+
+def ask(address: str, number: int) -> dict[str, object]:
     with urllib.request.urlopen(f"http://{address}/{number}", timeout=50) as answer:
         said: dict[str, object] = json.load(answer)
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.usage import RunUsage
 
-from paidonce.values import codec_for
+from paidonce.values.codecs import codec_for
 from tests.neighbours.unvalidated import AnswerMaker, models_in
 
 
@@ -106,7 +107,7 @@ def test_results_and_messages_of_pydantic_ai_keep_what_tools_have_returned() -> 
     talker.tool_plain(lambda: datetime(2026, 1, 1), name="when")
     talker.tool_plain(lambda: Booking(datetime(2026, 1, 1), {3, 1}), name="booking")
     talker.tool_plain(lambda: City(name="Rome"), name="city")
-    result = talker.run_sync("hi")
+    result = asyncio.run(talker.run("hi"))  # run_sync leaves its event loop open
     odd: Any = "brand_new"
     values: list[tuple[object, object]] = [
         (list[ModelMessage], result.all_messages()),
@@ -114,7 +115,7 @@ def test_results_and_messages_of_pydantic_ai_keep_what_tools_have_returned() -> 
         (list[ModelMessage], [ModelResponse(parts=[TextPart("x")], finish_reason=odd)]),
         (AgentRunResult[str], result),
         (object, result),
-        (AgentRunResult[City], Agent(TestModel(), output_type=City).run_sync("hi")),
+        (AgentRunResult[City], asyncio.run(Agent(TestModel(), output_type=City).run("hi"))),
         (RunUsage, result.usage),
     ]
     for annotation, value in values:

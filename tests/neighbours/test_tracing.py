@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paidonce.client import RunHandle
+from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound
 from tests.acceptance.site import Site
 from tests.capture.conftest import CountingServer, counting_server, ledger_rows
@@ -38,6 +38,7 @@ def site(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{counting_server.url}/v1")
     monkeypatch.setenv("SENTRY_FILE", str(tmp_path / "sentry"))
+    monkeypatch.setenv("SPANS_FILE", str(tmp_path / "spans"))
     made = Site(tmp_path, provider_hosts=counting_server.hosts)
     yield made
     made.close()
@@ -73,6 +74,8 @@ def test_a_worker_beside_it_pays_once_and_gives_the_right_result(
     events = (tmp_path / "sentry").read_text().splitlines() if (tmp_path / "sentry").exists() else []
     assert not [event for event in events if "quotes a prompt" in event]
     worker.stop()
+    if neighbour.endswith("opentelemetry"):
+        assert (tmp_path / "spans").read_text().count("chat/completions") == len(calls)
 
 
 PRODUCER = """

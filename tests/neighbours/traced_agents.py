@@ -31,13 +31,21 @@ def set_up_sentry() -> None:
 
 def set_up_opentelemetry() -> None:
     from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import set_tracer_provider
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+    from opentelemetry.trace import SpanKind, set_tracer_provider
 
-    set_tracer_provider(TracerProvider())
-    ThreadingInstrumentor().instrument()
-    CeleryInstrumentor().instrument()
+    def line(span: ReadableSpan) -> str:
+        return f"{span.attributes}\n" if span.kind is SpanKind.CLIENT else ""
+
+    provider = TracerProvider()
+    file = open(os.environ["SPANS_FILE"], "a", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=file, formatter=line)))
+    set_tracer_provider(provider)
+    for each in (ThreadingInstrumentor, CeleryInstrumentor, HTTPXClientInstrumentor, HTTPX2ClientInstrumentor):
+        each().instrument()
 
 
 def set_up_ddtrace() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paidonce.price_texts import parse_amount, parse_moment, parse_name, parse_price_file
+from paidonce.cli.texts.price_texts import parse_amount, parse_moment, parse_name, parse_price_file
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import decimal_usd_string
 

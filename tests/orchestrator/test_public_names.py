@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import paidonce
 import paidonce.testing
 
@@ -12,7 +14,7 @@ PUBLIC = {
     *("agent", "step", "tool", "Retry", "current_step", "CurrentStep", "record_usage"),
     "provider_client",
     *("now", "uuid", "random"),
-    *("Client", "RunHandle"),
+    *("Client", "RunHandle", "Submission"),
     *("PaidonceError", "InvalidInput", "UnknownAgent", "KeyConflict", "NotSerialisable", "PayloadTooLarge"),
     *("DeclarationError", "ConfigurationError", "StoreUnreachable", "SchemaMismatch", "BrokerUnreachable"),
     *("RunFailed", "RunCancelled", "RunBlocked", "ResultTimeout", "StepFailed", "StepTimedOut"),
@@ -57,3 +59,50 @@ def test_every_error_has_a_code_and_survives_json() -> None:
         again = error_from_json(error.to_json())
         assert type(again) is kind
         assert (again.message, again.details) == ("what went wrong", {"detail": [1, "a"]})
+
+
+FROM_MANY_THREADS = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+import pytest
+
+import paidonce
+from paidonce_models.errors import PaidonceError
+
+errors = []
+together = threading.Barrier(12)
+
+def ask(names):
+    together.wait()
+    try:
+        for name in names:
+            getattr(paidonce, name)
+        {act}
+    except BaseException as error:
+        errors.append(repr(error))
+
+orders = [("Client", "agent"), ("agent", "step"), ("now", "Client"), ("step", "record_usage")] * 3
+threads = [threading.Thread(target=ask, args=(order,)) for order in orders]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.exit("\\n".join(errors) or 0)
+"""
+READ_A_BROKER_URL = (
+    "from paidonce.configuration.server_urls import check_broker_url; check_broker_url('amqp://localhost', redis=False)"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["pass", READ_A_BROKER_URL], ids=["names", "names and settings"])
+def test_names_may_be_asked_for_in_many_threads_at_once(act: str) -> None:
+    for _ in range(3):
+        code = FROM_MANY_THREADS.replace("{act}", act)
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=50)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_modules_that_import_paidonce_has_always_brought_along_are_there() -> None:
+    code = "import paidonce; assert paidonce.settings.load_settings and paidonce.client.Client and paidonce.embedded"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from paidonce.retry import retry_from
+from paidonce.policies.retry import retry_from
 from paidonce.user_errors import LONGEST_MESSAGE, LONGEST_TRACEBACK, MOST_ERRORS, error_of, traceback_of
 from paidonce_models.errors import DeclarationError, PayloadTooLarge
 
@@ -31,7 +31,7 @@ def test_an_error_is_described_by_type_code_and_text() -> None:
 
 
 def test_an_error_whose_text_cannot_be_made_is_described_all_the_same() -> None:
-    assert error_of(Mute())["message"] == "(its text cannot be made: LookupError)"
+    assert error_of(Mute())["message"] == "(its text cannot be shown: LookupError)"
     assert "Mute" in traceback_of(raised(Mute()))
 
 

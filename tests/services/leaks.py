@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.services import fork_server
 from tests.services.waiting import wait_until
 
 SESSION_MARK = "TEST_SESSION_MARK"
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 10.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,7 +67,7 @@ def _ours(pid: int, mark: str, session_servers: set[int], folder: Path) -> psuti
     """The running process if it belongs to this session's tests, not to one of the session's servers."""
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE or _is_multiprocessing_tracker(process):
+        if process.status() == psutil.STATUS_ZOMBIE or _lives_as_long_as_pytest(process):
             return None
         ancestors = {parent.pid for parent in process.parents()}
         if ancestors & session_servers:
@@ -86,9 +87,11 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def _is_multiprocessing_tracker(process: psutil.Process) -> bool:
-    """multiprocessing's own keeper, which lives as long as the interpreter."""
-    return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
+def _lives_as_long_as_pytest(process: psutil.Process) -> bool:
+    """multiprocessing's own keeper, and the server that forks the tests' processes; what that has forked does not."""
+    if any("multiprocessing.resource_tracker" in part for part in process.cmdline()):
+        return True
+    return process.ppid() == os.getpid() and fork_server.__name__ in process.cmdline()
 
 
 def _describe_and_kill(process: psutil.Process) -> str:

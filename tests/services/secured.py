@@ -1,10 +1,7 @@
-"""Servers that ask who one is, or prove who they are: Redis with users, TLS or sentinels; TLS before RabbitMQ."""
+"""Servers that ask who one is, or prove who they are: Redis with users, TLS or sentinels."""
 
-import socket
-import ssl
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -119,53 +116,3 @@ def tls_redis(start_redis: StartRedis, certificates: Certificates) -> RedisServe
         tls_ca_cert_file=str(certificates.authority),
         tls_auth_clients="no",
     )
-
-
-class TlsTerminator:
-    """TLS before a server that speaks none, as a load balancer is: what is decrypted goes on as it is."""
-
-    def __init__(self, certificates: Certificates, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificates.certificate, certificates.key)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self.served = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """End every connection."""
-        for each in (self._listener, *self._open):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
-
-    def _serve(self, accepted: socket.socket) -> None:
-        try:
-            inside = self._context.wrap_socket(accepted, server_side=True)
-            outside = socket.create_connection(self._target)
-        except OSError:
-            accepted.close()
-            return
-        self.served += 1
-        self._open += [inside, outside]
-        threading.Thread(target=_copy, args=(inside, outside), daemon=True).start()
-        _copy(outside, inside)
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError, ValueError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for each in (source, target):
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)

@@ -60,7 +60,7 @@ def test_a_private_postgres_keeps_its_data_over_a_power_cut(private_postgres: Po
 
 
 def test_waiting_in_vain_says_for_what() -> None:
-    with pytest.raises(AssertionError, match=r"0\.05 s in vain for this: pigs fly \(last seen: None\)"):
+    with pytest.raises(AssertionError, match=r"0\.15 s in vain for this: pigs fly \(last seen: None\)"):
         wait_until(lambda: None, "pigs fly", timeout=0.05)
 
 
@@ -80,6 +80,7 @@ LEAKING_TESTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LEAKING_TESTS)
 def test_leaving_something_behind_fails_the_test(what: str, pytester: pytest.Pytester) -> None:
     pytester.makeconftest("pytest_plugins = ['tests.services.leaks']")

@@ -7,17 +7,20 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 POLL_SECONDS = 0.02
+PATIENCE = 3
+"""How many times as long everything may take on a machine that is busy with other work."""
 
 
 def wait_until(predicate: Callable[[], Value], description: str, timeout: float = 10) -> Value:
     """Call ``predicate`` until it returns something true, and return that.
 
-    ``timeout`` is in seconds. What the predicate raises is raised at once: catch what may go wrong for a while inside
-    of it. Raises ``AssertionError`` with the description and the last value when the time is over.
+    ``timeout`` is in seconds on an idle machine. What the predicate raises is raised at once: catch what may go wrong
+    for a while inside of it. Raises ``AssertionError`` with the description and the last value when the time is over.
     """
-    deadline = time.monotonic() + timeout
+    limit = PATIENCE * timeout
+    deadline = time.monotonic() + limit
     while not (value := predicate()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout} s in vain for this: {description} (last seen: {value!r})")
+            raise AssertionError(f"waited {limit:g} s in vain for this: {description} (last seen: {value!r})")
         time.sleep(POLL_SECONDS)
     return value

@@ -6,33 +6,28 @@ transactions, where ``store`` lets something else of the fleet go first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
-from paidonce.advance import Advanced
-from paidonce.taking_on import TakeOn
-from paidonce_models.budgets import Budget
+from paidonce.testing import simulated_worker
+from paidonce_models.budgets import Budget, Unit
 from paidonce_models.errors import StoreUnreachable
-from paidonce_models.queues import full_queue_name
-from paidonce_models.states import AttemptOutcome
-from paidonce_models.store.blocking import block_unheld
-from paidonce_models.store.budget_rules import read_budgets, set_budget
-from paidonce_models.store.cancel_run import cancel_run
-from paidonce_models.store.claims import Claim, Claimant
-from paidonce_models.store.completion import Acceptance, Completion
-from paidonce_models.store.held_steps import let_go, steps_with_room
-from paidonce_models.store.leases import LeaseKey, hand_back, renew_leases
-from paidonce_models.store.ledger import insert_calls
+from paidonce_models.store.budgets.budget_rules import read_budgets, set_budget
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage
-from paidonce_models.store.sweeping import company_of, due_timers, expired_leases, fire_timer, take_back, take_due
-from paidonce_models.store.workers import HeldAgent, Registration, register_worker, worker_seen
-from tests.simulation.programs import interpret
+from paidonce_models.store.recovery.lost_steps import company_of, expired_leases, reclaim_step
+from paidonce_models.store.runs.cancel_run import cancel_run
+from paidonce_models.store.steps.leases import LeaseKey
+from paidonce_workers.bodies.interrupt import Reason
+from paidonce_workers.execution.attempt import Execution
+from paidonce_workers.execution.eager_execution import EagerExecution, current_eager_execution
+from paidonce_workers.resilience import Timing
+from tests.simulation.programs import PRICE_NANOUSD
 from tests.simulation.schedule import Fault, Schedule, Turn
-from tests.simulation.store import NAMESPACE, SimulatedDatabase
-from tests.simulation.worker import LEASE_US, PRICE_NANOUSD, STEPS, Crash, Execution, Worker
+from tests.simulation.store import NAMESPACE, START_US, SimulatedDatabase
+from tests.simulation.worker import Crash, FleetBodies, UnderWay, Worker
 
 T = TypeVar("T")
 
@@ -40,17 +35,32 @@ MOST_TURNS = 5_000
 DEEPEST_INTERLEAVING = 3
 GRACE_SECONDS = 3.0
 """Short, so that some runs end while their `finally` still waits for a step."""
-NO_WORKER_US = 60_000_000
-BLOCK_EVERY_US = 5_000_000
-REGISTERED = "the whole fleet"
+LEASE_SECONDS = 10.0
+LEASE_US = 10_000_000
 
 
 class NothingGoesOn(AssertionError):
     """Work is left that nobody will ever do."""
 
 
+@dataclass
+class FaultyBroker:
+    """Messages go to the fleet's list, unless their worker dies before it has sent them."""
+
+    fleet: Fleet
+
+    def publish(self, messages: Sequence[Message]) -> int:
+        if messages and self.fleet.schedule.fault() is Fault.CRASH:
+            raise Crash
+        self.fleet.messages += messages
+        return len(messages)
+
+    def depth(self, queues: Iterable[str]) -> Mapping[str, int]:
+        return {}
+
+
 class Fleet:
-    """Runs until nothing is left to do. ``executed`` and ``reported`` are what a counting server would have seen."""
+    """Runs until nothing is left to do. ``executed`` and ``spent`` are what a counting server would have seen."""
 
     def __init__(
         self,
@@ -65,23 +75,43 @@ class Fleet:
         self.database = database
         self.schedule = schedule
         self.messages: list[Message] = []
-        self.executions: list[Execution] = []
-        self.executed: list[LeaseKey] = []
-        self.reported: list[Completion] = []
+        self.executions: list[UnderWay] = []
+        self.reported: set[LeaseKey] = set()
         self.crashes = 0
         self.raises = 0
-        self._dead: list[Worker] = []
-        self._block_from = database.clock + BLOCK_EVERY_US
+        self._bodies = FleetBodies(database, self._interrupt)
+        self._shared = simulated_worker.Fleet(
+            database=database,
+            publisher=FaultyBroker(self),
+            bodies=self._bodies,
+            namespace=NAMESPACE,
+            timing=Timing(
+                now_us=lambda: database.clock,
+                monotonic=lambda: (database.clock - START_US) / 1e6,
+                uniform=lambda low, high: high,
+            ),
+            guesses=dict.fromkeys(Unit, PRICE_NANOUSD),
+            lease_seconds=LEASE_SECONDS,
+        )
         self._expired_before: list[LeaseKey] = []
         self._cache_size = cache_size
-        self._born = 0
-        self.workers = [self._new_worker(index >= without_agents) for index in range(workers)]
+        self._born: list[Worker] = []
         self._acting: list[Worker] = []
         self._turns = 0
-        database.transact(self._register)
         for budget in budgets:
             database.transact(lambda connection, budget=budget: set_budget(connection, NAMESPACE, budget))  # type: ignore[misc]
+        self.workers = [self._new_worker(index >= without_agents) for index in range(workers)]
         database.before, database.after = self._before_transaction, self._after_commit
+
+    @property
+    def executed(self) -> list[LeaseKey]:
+        """The attempts whose bodies ran, once for each time."""
+        return self._bodies.executed
+
+    @property
+    def spent(self) -> set[LeaseKey]:
+        """The attempts that have cost something."""
+        return self._bodies.spent
 
     # -- what a scenario does --------------------------------------------------------
 
@@ -104,14 +134,14 @@ class Fleet:
 
     def close(self) -> None:
         """Drop every coroutine as silently as the death of a process does."""
-        for worker in self.workers + self._dead:
+        for worker in self._born:
             worker.cache.clear()
 
     # -- turns -----------------------------------------------------------------------
 
     def _turn(self) -> bool:
         self._turns += 1
-        running = [execution for execution in self.executions if not execution.is_frozen]
+        running = [execution for execution in self.executions if not execution.worker.is_frozen]
         if not self.messages and not running:
             return self._idle()
         turn = self.schedule.turn()
@@ -122,7 +152,7 @@ class Fleet:
         elif turn is Turn.SWEEP:
             self._pass_some_time()
         elif turn is Turn.FREEZE and running:
-            running[self.schedule.below(len(running))].is_frozen = True
+            self._freeze(running[self.schedule.below(len(running))].worker)
         elif turn is Turn.THAW and len(running) < len(self.executions):
             self._thaw()
         elif turn is Turn.KILL:
@@ -135,7 +165,7 @@ class Fleet:
             self._go_on_with(running)
         return True
 
-    def _go_on_with(self, running: list[Execution]) -> None:
+    def _go_on_with(self, running: list[UnderWay]) -> None:
         chosen = self.schedule.below(len(self.messages) + len(running))
         if chosen < len(self.messages):
             self._deliver(self.messages.pop(chosen))
@@ -147,8 +177,6 @@ class Fleet:
             return True
         due = self.database.next_due_us()
         if due is not None:
-            if due > self.database.clock + LEASE_US:
-                self._undisturbed(lambda: self.database.transact(lambda c: worker_seen(c, REGISTERED)))
             self._pass_time(max(0, due - self.database.clock) + 1)
             self._sweep()
             if self.executions and self.schedule.below(3) == 1:
@@ -159,17 +187,26 @@ class Fleet:
             return True
         return False
 
+    def _freeze(self, worker: Worker) -> None:
+        """Stop a process; another one takes its messages."""
+        worker.is_frozen = True
+        if worker in self.workers:
+            self.workers[self.workers.index(worker)] = self._new_worker(worker.holds_agents)
+
     def _thaw(self) -> None:
         for execution in self.executions:
-            if execution.is_frozen:
-                execution.is_frozen = False
+            if execution.worker.is_frozen:
+                execution.worker.is_frozen = False
                 return
 
     # -- workers ---------------------------------------------------------------------
 
     def _new_worker(self, holds_agents: bool) -> Worker:
-        self._born += 1
-        return Worker(f"worker-{self._born}", self.database, self._cache_size, holds_agents)
+        name = f"worker-{len(self._born) + 1}"
+        worker = Worker(self._shared, name, holds_agents=holds_agents, cache_size=self._cache_size)
+        self._born.append(worker)
+        self.messages += self._undisturbed(worker.register)
+        return worker
 
     def _some_worker(self) -> Worker:
         return self.workers[self.schedule.below(len(self.workers))]
@@ -178,18 +215,20 @@ class Fleet:
         worker.is_alive = False
         self.crashes += 1
         self.executions = [execution for execution in self.executions if execution.worker is not worker]
-        self._dead.append(worker)
-        self.workers[self.workers.index(worker)] = self._new_worker(worker.holds_agents)
+        if worker in self.workers:
+            self.workers[self.workers.index(worker)] = self._new_worker(worker.holds_agents)
 
     def _as(self, worker: Worker, act: Callable[[], None]) -> None:
         """Let a worker act; should it die meanwhile, the rest of the fleet goes on."""
         self._acting.append(worker)
+        token = current_eager_execution.set(None)  # of whoever is interrupted by this
         try:
             act()
         except Crash:
             if worker.is_alive:
                 self._kill(worker)
         finally:
+            current_eager_execution.reset(token)
             self._acting.pop()
 
     def _deliver(self, message: Message) -> None:
@@ -202,62 +241,41 @@ class Fleet:
         self._as(worker, lambda: self._advance(worker, message))
 
     def _advance(self, worker: Worker, message: AdvanceMessage) -> None:
-        result = self._patiently(lambda: worker.advancer.advance(message.run_id))
-        self._publish(result.messages)
+        worker.executor.advance(message.run_id)
 
     def _execute(self, worker: Worker, message: StepMessage) -> None:
-        claim = self._patiently(lambda: worker.claimer.claim(message.run_id, message.position))
-        if claim is not None:
-            self._begin(worker, claim)
+        execution = worker.executor.begin(message.run_id, message.position, message.name, message.agent)
+        if execution is not None:
+            self._begin(worker, execution)
 
-    def _begin(self, worker: Worker, claim: Claim) -> None:
-        execution = worker.run_body(claim)
-        self.executed.append(execution.key)
-        self.executions.append(execution)
+    def _begin(self, worker: Worker, execution: Execution) -> None:
+        self.executions.append(UnderWay(worker, execution))
 
-    def _take_on(self, worker: Worker) -> TakeOn:
-        """A thread may go on with the run or have used up its turn."""
-        return TakeOn(
-            claimant=Claimant(namespace=NAMESPACE, worker=worker.name, lease_us=LEASE_US),
-            may_take=lambda step: self.schedule.below(2) == 1,
+    def _finish(self, under_way: UnderWay) -> None:
+        self.executions.remove(under_way)
+        self._as(under_way.worker, lambda: self._complete(under_way))
+
+    def _complete(self, under_way: UnderWay) -> None:
+        """A thread may go on with the run or have used up its time."""
+        executor = under_way.worker.executor
+        eager: EagerExecution[object] = EagerExecution(
+            may_take=lambda queue, task: self.schedule.below(2) == 1, seconds=float("inf")
         )
+        token = current_eager_execution.set(eager)
+        try:
+            recorded = executor.finish(under_way.execution)
+            self.reported.add(under_way.key)
+            following = eager.take()
+            if recorded is not None and recorded.next_claim is not None:
+                self._begin(under_way.worker, executor.begin_claimed(recorded.next_claim))
+            elif following is not None:
+                self.messages.append(following.message)
+        finally:
+            current_eager_execution.reset(token)
 
-    def _finish(self, execution: Execution) -> None:
-        self.executions.remove(execution)
-        self._as(execution.worker, lambda: self._complete(execution))
-
-    def _complete(self, execution: Execution) -> None:
-        completion = execution.completion
-        result = self._patiently(
-            lambda: execution.worker.advancer.complete(
-                completion, recorded_at_us=lambda: self.database.clock, take_on=self._take_on(execution.worker)
-            )
-        )
-        self.reported.append(completion)
-        if result.acceptance is Acceptance.ACCEPTED:
-            self._publish(result.messages)
-            if result.claim is not None:
-                self._begin(execution.worker, result.claim)
-            if result.outcome is Advanced.NOT_HELD:
-                claim = execution.claim
-                self._publish([AdvanceMessage(run_id=claim.run_id, agent=claim.agent, queue="", priority=5)])
-
-    def _hand_back(self, execution: Execution) -> None:
-        self.executions.remove(execution)
-        claim, completion = execution.claim, execution.completion
-
-        def act() -> None:
-            message = self.database.transact(lambda connection: hand_back(connection, execution.key, reason="stopping"))
-            self.database.transact(lambda connection: insert_calls(connection, claim, completion.calls))
-            self.reported.append(completion)
-            self._publish([] if message is None else [message])
-
-        self._as(execution.worker, lambda: self._tolerantly(act))
-
-    def _publish(self, messages: list[Message]) -> None:
-        if messages and self.schedule.fault() is Fault.CRASH:
-            raise Crash
-        self.messages += messages
+    def _hand_back(self, under_way: UnderWay) -> None:
+        under_way.stop(Reason.HANDED_BACK)
+        self._finish(under_way)
 
     # -- time ------------------------------------------------------------------------
 
@@ -268,34 +286,22 @@ class Fleet:
     def _pass_time(self, microseconds: int) -> None:
         """Move the clock; who is not frozen renews its leases in time and learns what was cancelled."""
         self.database.clock += microseconds
-        for worker in self.workers:
-            held = {e.key: e for e in self.executions if e.worker is worker and not e.is_frozen}
-            if not held:
-                continue
-            states = self._undisturbed(
-                lambda worker=worker, held=held: self.database.transact(  # type: ignore[misc]
-                    lambda c: renew_leases(c, worker=worker.name, held=list(held), lease_us=LEASE_US)
-                )
-            )
-            for key, execution in held.items():
-                if states.get(key) != "running":
-                    self._interrupt(execution)
+        busy = [execution.worker for execution in self.executions if execution.worker not in self.workers]
+        for worker in dict.fromkeys([*self.workers, *busy]):
+            if not worker.is_frozen:
+                self._undisturbed(worker.beat)
 
-    def _interrupt(self, execution: Execution) -> None:
+    def _interrupt(self, key: Hashable, reason: Reason) -> bool:
         """The heartbeat says that the step is no longer this worker's: its body is stopped, if it can be."""
         if self.schedule.below(2) == 0:
-            execution.completion = replace(
-                execution.completion,
-                outcome=AttemptOutcome.CANCELLED,
-                result=None,
-                result_json=None,
-                retry_after_us=None,
-                error={"type": "BodyCancelled", "code": "cancelled", "message": "stopped"},
-            )
+            for execution in self.executions:
+                if execution.key == key:
+                    execution.stop(reason)
+        return True
 
     def _sweep(self) -> None:
         worker = self._some_worker()
-        self._as(worker, lambda: self._tolerantly(self._sweep_once))
+        self._as(worker, lambda: self._tolerantly(lambda: self._sweep_once(worker)))
 
     def _let_go_held(self) -> bool:
         """Nothing else goes on: what a budget holds does, once somebody has raised it. Before any time passes."""
@@ -311,44 +317,25 @@ class Fleet:
         for budget in read_budgets(connection, NAMESPACE):
             set_budget(connection, NAMESPACE, replace(budget, amount=budget.amount + PRICE_NANOUSD))
 
-    def _sweep_once(self) -> None:
+    def _sweep_once(self, worker: Worker) -> None:
         database = self.database
         with database.read() as connection:
-            roomy = steps_with_room(connection, namespace=NAMESPACE, shard=0)
-        for held in roomy:
-            gone = database.transact(lambda c, held=held: let_go(c, held))  # type: ignore[misc]
-            self._publish([] if gone is None else [gone])
-        with database.read() as connection:
             expired = expired_leases(connection, namespace=NAMESPACE, shard=0)
+        self._shared.publisher.publish(worker.sweep())
         # A slow sweeper acts on what it read long ago.
-        for key in self._expired_before + list(expired):
+        for key in self._expired_before:
             with database.read() as connection:
                 alone = company_of(connection, key)[1] == 1
             message = database.transact(
-                lambda c, key=key, alone=alone: take_back(c, key, why="not heard of", alone=alone)  # type: ignore[misc]
+                lambda c, key=key, alone=alone: reclaim_step(c, key, why="not heard of", alone=alone)  # type: ignore[misc]
             )
-            self._publish([] if message is None else [message])
+            self._shared.publisher.publish([] if message is None else [message])
         self._expired_before = list(expired)
         with database.read() as connection:
-            timers = due_timers(connection, namespace=NAMESPACE, shard=0)
-        for timer in timers:
-            fired = database.transact(lambda c, timer=timer: fire_timer(c, timer.run_id))  # type: ignore[misc]
-            self._publish([] if fired is None else [fired])
-        due = database.transact(lambda c: take_due(c, namespace=NAMESPACE, shard=0))
-        self._publish([entry.message for entry in due])
-        if database.clock >= self._block_from:
-            self._block_from = database.clock + BLOCK_EVERY_US
-            blocked = database.transact(_blocked)
-            assert blocked == 0, "a run was blocked although every worker of the fleet is alive"
+            blocked = connection.execute(_BLOCKED).scalar_one()
+        assert blocked == 0, "a run was blocked although every worker of the fleet is alive"
 
     # -- what goes wrong -------------------------------------------------------------
-
-    def _patiently(self, act: Callable[[], T]) -> T:
-        while True:
-            try:
-                return act()
-            except StoreUnreachable:
-                continue
 
     def _tolerantly(self, act: Callable[[], None]) -> None:
         try:
@@ -376,7 +363,7 @@ class Fleet:
         self._go_wrong(self.schedule.fault())
 
     def _interleave(self) -> None:
-        running = [execution for execution in self.executions if not execution.is_frozen]
+        running = [execution for execution in self.executions if not execution.worker.is_frozen]
         if self.schedule.below(4) == 3:
             self._pass_some_time()
         elif self.messages or running:
@@ -390,25 +377,8 @@ class Fleet:
         if fault is Fault.UNREACHABLE:
             raise StoreUnreachable("simulated")
 
-    def _register(self, connection: Connection) -> None:
-        register_worker(
-            connection,
-            Registration(
-                worker=REGISTERED,
-                namespace=NAMESPACE,
-                hostname="simulation",
-                pid=1,
-                python_minor="3",
-                queues=[full_queue_name(queue) for queue in ("default", "tools")],
-                agents=[HeldAgent(name=interpret.name, version=interpret.version, signature=interpret.signature)],
-                steps=list(STEPS),
-            ),
-        )
 
-
-def _blocked(connection: Connection) -> int:
-    worker_seen(connection, REGISTERED)
-    return block_unheld(connection, namespace=NAMESPACE, shard=0, patience_us=NO_WORKER_US)
+_BLOCKED = text("SELECT count(*) FROM runs WHERE state = 'blocked'")
 
 
 def _held_steps(connection: Connection) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from paidonce_models.states import RUN_TERMINAL, STEP_TERMINAL
-from paidonce_models.store.leases import LeaseKey
+from paidonce_models.store.steps.leases import LeaseKey
 from tests.simulation.fleet import Fleet
-from tests.simulation.worker import RETRY_AFTER_US
+from tests.simulation.programs import PRICE_NANOUSD, RETRY_AFTER_SECONDS
 
 CLOCK_SLACK_US = 500_000
 """On PostgreSQL an injected clock goes on within a transaction."""
@@ -77,7 +77,7 @@ def _check_steps(steps: list[Any], attempts: list[Any]) -> None:
         for attempt in own[:-1]:
             if attempt.outcome == "failed":
                 waited_us = own[attempt.number].claimed_at_us - attempt.ended_at_us
-                assert waited_us >= RETRY_AFTER_US - CLOCK_SLACK_US, f"{where} was tried again after {waited_us} us"
+                assert waited_us >= RETRY_AFTER_SECONDS * 1e6 - CLOCK_SLACK_US, f"{where} waited {waited_us} us"
         assert step.blamed <= step.lost <= sum(outcome in {"lost", "fenced"} for outcome in outcomes), (
             f"{where}: {outcomes}"
         )
@@ -114,9 +114,13 @@ def _check_executions(fleet: Fleet, attempts: list[Any]) -> None:
 
 
 def _check_money(fleet: Fleet, attempts: list[Any], calls: list[Any]) -> None:
-    written = {call.id for call in calls}
-    reported = {record.id for completion in fleet.reported for record in completion.calls}
-    assert reported <= written, f"spent, reported and not in the ledger: {sorted(reported - written)}"
+    written = Counter(LeaseKey(call.run_id, call.position, call.attempt) for call in calls)
+    lost = fleet.reported & fleet.spent - written.keys()
+    assert not lost, f"spent, reported and not in the ledger: {sorted(lost)}"
+    assert written.keys() <= fleet.spent, f"in the ledger and never spent: {sorted(written.keys() - fleet.spent)}"
+    twice = [key for key, count in written.items() if count > 1]
+    assert not twice, f"spent once and in the ledger twice: {twice}"
+    assert all(call.cost_nanousd == PRICE_NANOUSD for call in calls)
     spent = Counter({(call.run_id, call.position, call.attempt): call.cost_nanousd for call in calls})
     for attempt in attempts:
         cost = spent.pop((attempt.run_id, attempt.position, attempt.number), None)

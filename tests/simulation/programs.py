@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
 
-from paidonce import Retry, StepFailed, agent, now, step, tool, uuid
+from paidonce import Retry, StepFailed, agent, now, record_usage, step, tool, uuid
+from paidonce_models.money import NANOUSD_PER_USD
 
 Program = list[Any]
+
+PRICE_NANOUSD = 1_000
+PRICE_USD = Decimal(PRICE_NANOUSD) / NANOUSD_PER_USD
+"""Of a step's body."""
+RETRY_AFTER_SECONDS = 2.0
 
 failures_before: ContextVar[int] = ContextVar("failures_before")
 """How often the step that runs has failed before: what its script is read at."""
@@ -29,27 +37,38 @@ class Boom(Exception):
         super().__init__("boom")
 
 
+class Again(Exception):
+    """A failure that the step's policy covers."""
+
+
 class OutOfTime(Exception):
     """The body takes longer than its step may."""
 
 
 def play(label: int, script: str) -> int:
     """A step's body: ``r`` fails and is tried again, ``f`` fails for good, ``t`` runs out of time, ``o`` succeeds."""
+    if label:  # some steps cost nothing, as most tools do
+        record_usage(cost_usd=PRICE_USD)
     sign = script[failures_before.get()]
     if sign == "t":
         raise OutOfTime
-    if sign in "rf":
+    if sign == "r":
+        raise Again
+    if sign == "f":
         raise Boom
     return label
 
 
-@step(name="simulated.work", retry=Retry(max_attempts=9), max_lost=1000)
+RETRY = Retry(max_attempts=9, base_seconds=RETRY_AFTER_SECONDS, cap_seconds=RETRY_AFTER_SECONDS, retry_on=(Again,))
+
+
+@step(name="simulated.work", retry=RETRY, max_lost=1000)
 def work(label: int, script: str) -> int:
     """A step."""
     return play(label, script)
 
 
-@tool(name="simulated.look_up", retry=Retry(max_attempts=9), max_lost=1000, queue="tools")
+@tool(name="simulated.look_up", retry=RETRY, max_lost=1000, queue="tools")
 def look_up(label: int, script: str) -> int:
     """A tool, on a queue of its own."""
     return play(label, script)
@@ -117,10 +136,17 @@ async def _settle(parts: list[Program]) -> list[Any]:
 
 
 async def _group(parts: list[Program]) -> list[Any]:
+    parent = asyncio.current_task()
+    assert parent is not None
+    cancelled = parent.cancelling()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(evaluate(part)) for part in parts]
     except BaseExceptionGroup:
+        # Before Python 3.13 a group that fails leaves its own cancellation behind, and lets that of a timeout around it
+        # escape as a CancelledError.
+        while sys.version_info < (3, 13) and parent.cancelling() > cancelled:
+            parent.uncancel()
         raise Boom from None
     return [task.result() for task in tasks]
 

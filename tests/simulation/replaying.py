@@ -6,9 +6,10 @@ import json
 
 from sqlalchemy import Connection, text
 
-from paidonce.replay.machine import Machine, Schedule
-from paidonce_models.payloads import split
-from paidonce_models.store.events import Event, read_events
+from paidonce.replay.commands import Schedule
+from paidonce.replay.run_replay import Machine
+from paidonce_models.payloads.payload_parts import split
+from paidonce_models.store.runs.events import Event, read_events
 from tests.simulation.programs import interpret
 from tests.simulation.store import NAMESPACE
 

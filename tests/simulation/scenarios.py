@@ -9,20 +9,28 @@ from unittest.mock import patch
 
 from hypothesis import strategies as st
 
+from paidonce.runs import log_feed
 from paidonce_models.budgets import Budget, Period, Unit
-from paidonce_models.encoding import canonical_sha256, decode_json
-from paidonce_models.payloads import split
+from paidonce_models.payloads.encoding import canonical_sha256, decode_json
+from paidonce_models.payloads.payload_parts import split
 from paidonce_models.queues import DEFAULT_QUEUE
 from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.queries import RunView, read_run
-from paidonce_models.store.submission import NewRun, submit_run
+from paidonce_models.store.runs.submission import NewRun, submit_run
 from tests.simulation.fleet import Fleet
 from tests.simulation.invariants import check_store
-from tests.simulation.programs import Boom, Program, any_programs, interpret, meaning, meaningful_programs
+from tests.simulation.programs import (
+    PRICE_NANOUSD,
+    Boom,
+    Program,
+    any_programs,
+    interpret,
+    meaning,
+    meaningful_programs,
+)
 from tests.simulation.replaying import check_replay
 from tests.simulation.schedule import Schedule, schedules
 from tests.simulation.store import NAMESPACE, SimulatedDatabase
-from tests.simulation.worker import PRICE_NANOUSD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,7 @@ def play(database: SimulatedDatabase, scenario: Scenario) -> RunView:
     """Play a scenario to its end and check what holds for all; the root run as it ended."""
     with ExitStack() as stack:
         stack.enter_context(database.scenario())
-        stack.enter_context(patch("paidonce.advance.EVENTS_AT_ONCE", scenario.events_at_once))
+        stack.enter_context(patch.object(log_feed, "EVENTS_AT_ONCE", scenario.events_at_once))
         fleet = Fleet(
             database,
             Schedule(scenario.schedule.decisions),

@@ -7,15 +7,16 @@ most scenarios.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
+from paidonce_models.store.simulation import next_due_us
 
 T = TypeVar("T")
 
@@ -27,16 +28,6 @@ TABLES = (
 )
 
 _DELETES = [f"DELETE FROM {table}" for table in TABLES]
-_DUE = text(
-    "SELECT min(due) AS due FROM ("
-    "SELECT min(wake_at_us) AS due FROM runs WHERE wake_at_us IS NOT NULL "
-    "AND state NOT IN ('succeeded', 'failed', 'cancelled', 'blocked') "
-    "UNION ALL SELECT min(publish_at_us) FROM runs WHERE publish_at_us IS NOT NULL AND consumed_seq < last_seq "
-    "AND state NOT IN ('succeeded', 'failed', 'cancelled', 'blocked') "
-    "UNION ALL SELECT min(publish_at_us) FROM steps WHERE publish_at_us IS NOT NULL "
-    "AND state IN ('scheduled', 'retrying') "
-    "UNION ALL SELECT min(lease_expires_at_us) + 1 FROM steps WHERE lease_expires_at_us IS NOT NULL) AS dues"
-)
 
 
 class SimulatedDatabase(Database):
@@ -55,11 +46,16 @@ class SimulatedDatabase(Database):
         self.after()
         return result
 
+    def execute_dedicated(self, statement: str, parameters: Sequence[str]) -> list[tuple[Any, ...]]:
+        self.before()
+        rows = super().execute_dedicated(statement, parameters)
+        self.after()
+        return rows
+
     def next_due_us(self) -> int | None:
         """When the sweeper will next find something to do; ``None``: never."""
         with self.read() as connection:
-            due: int | None = connection.execute(_DUE).scalar_one()
-        return due
+            return next_due_us(connection, NAMESPACE)
 
     @contextmanager
     def scenario(self) -> Iterator[None]:
@@ -75,8 +71,8 @@ class SimulatedDatabase(Database):
             for delete in _DELETES:
                 connection.exec_driver_sql(delete)
         with (
-            patch("paidonce_models.store.advancing.new_run_id", next_id),
-            patch("paidonce_models.store.submission.new_run_id", next_id),
+            patch("paidonce_models.store.runs.advancing.new_run_id", next_id),
+            patch("paidonce_models.store.runs.submission.new_run_id", next_id),
         ):
             try:
                 yield

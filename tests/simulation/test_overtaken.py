@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
+from paidonce.runs import log_feed
 from paidonce_models.store.messages import AdvanceMessage
 from paidonce_models.store.queries import read_state
 from tests.simulation.fleet import Fleet
@@ -45,7 +46,7 @@ def test_a_worker_that_was_overtaken_twice_finds_its_own_steps_in_the_history(da
 
 
 def test_a_log_longer_than_one_reading_is_read_to_its_end(database: SimulatedDatabase) -> None:
-    with database.scenario(), patch("paidonce.advance.EVENTS_AT_ONCE", 2):
+    with database.scenario(), patch.object(log_feed, "EVENTS_AT_ONCE", 2):
         fleet = Fleet(database, Schedule(b""))
         run_id = submit(database, fleet, ["loop", 2, ["loop", 2, ["work", 1, "o"]]])
         fleet.go_on(turns=7)  # three steps of four

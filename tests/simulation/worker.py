@@ -1,111 +1,118 @@
-"""One worker of the simulated fleet: its own cache of coroutines, and the bodies it runs."""
+"""One worker of the simulated fleet, and the bodies that all of them run.
+
+A worker is the test kit's: the parts of a worker process without their threads. What is its own here is that a store
+which is away is asked again at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-from paidonce.advance import Advancer
-from paidonce.claiming import Claimer
-from paidonce.declarations import StepDeclaration
-from paidonce.registry import Registry
-from paidonce.replay.cache import MachineCache
-from paidonce.user_errors import error_of
-from paidonce_models.budgets import Unit
-from paidonce_models.database import Database
-from paidonce_models.payloads import split
-from paidonce_models.states import AttemptOutcome
-from paidonce_models.store.claims import Claim, Claimant
-from paidonce_models.store.completion import Completion
-from paidonce_models.store.leases import LeaseKey
-from paidonce_models.usage import CallKind, CallRecord, UsageSource
-from tests.simulation.programs import Boom, OutOfTime, failures_before, interpret, look_up, work
-from tests.simulation.store import NAMESPACE
+from sqlalchemy import text
 
-LEASE_US = 10_000_000
-RETRY_AFTER_US = 2_000_000
-PRICE_NANOUSD = 1_000
+from paidonce.declarations.current_step import current_step
+from paidonce.declarations.declaration import StepDeclaration
+from paidonce.declarations.registry import Registry
+from paidonce.testing.simulated_worker import Fleet, SimulatedWorker
+from paidonce_models.database.transactions import Database
+from paidonce_models.errors import StoreUnreachable
+from paidonce_models.store.steps.leases import LeaseKey
+from paidonce_workers.bodies.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
+from paidonce_workers.bodies.interrupt import Reason
+from paidonce_workers.execution.attempt import Execution
+from paidonce_workers.execution.store_waits import StoreWaits
+from tests.simulation.programs import OutOfTime, failures_before, interpret, look_up, work
+
+T = TypeVar("T")
+
 STEPS: dict[str, StepDeclaration[..., int]] = {work.name: work, look_up.name: look_up}
+_FAILED = text("SELECT failed FROM steps WHERE run_id = :run_id AND position = :position")
 
 
 class Crash(BaseException):
     """A worker dies. Not an ``Exception``: nothing may catch it but the fleet."""
 
 
-@dataclass(eq=False, kw_only=True)
-class Execution:
-    """A body that has been started; ``completion`` is what its worker will report if it lives to do so."""
+@dataclass(eq=False)
+class UnderWay:
+    """A step whose body has run; its worker judges and reports it if it lives to do so."""
 
-    claim: Claim
     worker: Worker
-    completion: Completion
-    is_frozen: bool = False
+    execution: Execution
 
     @property
     def key(self) -> LeaseKey:
         """Its lease."""
-        return LeaseKey(self.claim.run_id, self.claim.position, self.claim.attempt)
+        return self.execution.lease.key
+
+    def stop(self, reason: Reason) -> None:
+        """Its body has been stopped instead."""
+        self.execution.error = BodyCancelled(f"step {self.key.position} of run {self.key.run_id}", reason)
 
 
-@dataclass(eq=False)
-class Worker:
+class AskingAgainAtOnce(StoreWaits):
+    """Waits for a store that is away without letting time pass."""
+
+    def until_done(self, act: Callable[[], T], what: str, *, unless: type[StoreUnreachable] | None = None) -> T:
+        while True:
+            try:
+                return act()
+            except StoreUnreachable:
+                continue
+
+
+class FleetBodies(BodyRunner):
+    """Runs plain functions at once, and keeps a list as a counting server would. ``interrupted`` is told of stops."""
+
+    def __init__(self, database: Database, interrupted: Callable[[Hashable, Reason], bool]) -> None:
+        super().__init__()
+        self._database = database
+        self._interrupted = interrupted
+        self.executed: list[LeaseKey] = []
+        self.spent: set[LeaseKey] = set()
+
+    def run(
+        self,
+        key: Hashable,
+        fn: Callable[..., object],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        is_async: bool,
+        timeout_seconds: float | None,
+        label: str,
+    ) -> object:
+        step = current_step()
+        lease = LeaseKey(step.run_id, step.step, step.attempt)
+        self.executed.append(lease)
+        if args and args[0]:
+            self.spent.add(lease)
+        with self._database.read() as connection:
+            failed = connection.execute(_FAILED, {"run_id": step.run_id, "position": step.step}).scalar_one()
+        token = failures_before.set(failed)
+        try:
+            return fn(*args, **(kwargs or {}))
+        except OutOfTime:
+            raise BodyTimedOut(label, timeout_seconds) from None
+        finally:
+            failures_before.reset(token)
+
+    def interrupt(self, key: Hashable, reason: Reason = Reason.CANCELLED) -> bool:
+        return self._interrupted(key, reason)
+
+
+class Worker(SimulatedWorker):
     """A process. One that has died is replaced by a new one under another name."""
 
-    name: str
-    database: Database
-    cache_size: int
-    holds_agents: bool
-    is_alive: bool = True
-    cache: MachineCache = field(init=False)
-    advancer: Advancer = field(init=False)
-    claimer: Claimer = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, fleet: Fleet, name: str, *, holds_agents: bool, cache_size: int) -> None:
+        self.holds_agents = holds_agents
+        self.is_alive = True
+        self.is_frozen = False
         registry = Registry()
         for declaration in STEPS.values():
             registry.add_step(declaration)
-        if self.holds_agents:
+        if holds_agents:
             registry.add_agent(interpret)
-        self.cache = MachineCache(self.cache_size)
-        self.advancer = Advancer(self.database, registry, self.cache, namespace=NAMESPACE)
-        claimant = Claimant(namespace=NAMESPACE, worker=self.name, lease_us=LEASE_US)
-        self.claimer = Claimer(self.database, registry, claimant, dict.fromkeys(Unit, PRICE_NANOUSD))
-
-    def run_body(self, claim: Claim) -> Execution:
-        """Call the step's plain function and make the completion that it leads to."""
-        declaration = STEPS[claim.name]
-        args, kwargs = declaration.parameters.decode_arguments(claim.arguments)
-        token = failures_before.set(claim.failed)
-        record = CallRecord(
-            id=f"{claim.run_id[-12:]}-{claim.position}-{claim.attempt}",
-            kind=CallKind.TOOL,
-            started_at_us=claim.claimed_at_us,
-            usage_source=UsageSource.EXPLICIT,
-            cost_nanousd=PRICE_NANOUSD,
-            other_cost_nanousd=PRICE_NANOUSD,
-        )
-        # Some steps cost nothing, as most tools do.
-        calls = () if args and args[0] == 0 else (record,)
-        try:
-            result = declaration.result_codec.encode(declaration.fn(*args, **kwargs), "result")
-        except (Boom, OutOfTime) as error:
-            script = str(args[1] if len(args) > 1 else kwargs["script"])
-            completion = Completion(
-                claim=claim,
-                worker=self.name,
-                outcome=AttemptOutcome.TIMED_OUT if isinstance(error, OutOfTime) else AttemptOutcome.FAILED,
-                error=error_of(error),
-                retry_after_us=RETRY_AFTER_US if script[claim.failed] == "r" else None,
-                calls=calls,
-            )
-        else:
-            completion = Completion(
-                claim=claim,
-                worker=self.name,
-                outcome=AttemptOutcome.ACCEPTED,
-                result=split(result),
-                result_json=result,
-                calls=calls,
-            )
-        finally:
-            failures_before.reset(token)
-        return Execution(claim=claim, worker=self, completion=completion)
+        super().__init__(fleet, registry, name, store_waits=AskingAgainAtOnce(), cached_runs=cache_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,29 +11,30 @@ from typing import Any
 
 from sqlalchemy import text
 
-from paidonce.advance import Advancer, AdvanceSettings
-from paidonce.declarations import AgentDeclaration, StepDeclaration
-from paidonce.policies import PolicyBook
-from paidonce.registry import Registry
+from paidonce.declarations.declaration import AgentDeclaration, StepDeclaration
+from paidonce.declarations.registry import Registry
+from paidonce.policies.policy_book import PolicyBook
 from paidonce.replay.cache import MachineCache
+from paidonce.runs.advance_settings import AdvanceSettings
+from paidonce.runs.advancer import Advancer
+from paidonce.runs.new_run import new_run
 from paidonce.settings import Settings
-from paidonce.submission import new_run
 from paidonce.testing.clock import FakeClock
 from paidonce.testing.memory_store import open_memory_store
-from paidonce_models.database import Database
-from paidonce_models.store.cancel_run import cancel_run
+from paidonce_models.database.transactions import Database
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage
 from paidonce_models.store.queries import AttemptView, RunView, StepView, read_attempts, read_run, read_steps
-from paidonce_models.store.submission import submit_run
-from paidonce_models.store.workers import HeldAgent, Registration, register_worker
-from paidonce_workers.body_runner import BodyRunner
-from paidonce_workers.execution import ExecutionSettings, Executor
-from paidonce_workers.heartbeat import Heartbeat
-from paidonce_workers.held_leases import HeldLeases
-from paidonce_workers.patience import Patience
+from paidonce_models.store.recovery.workers import HeldAgent, Registration, register_worker
+from paidonce_models.store.runs.cancel_run import cancel_run
+from paidonce_models.store.runs.submission import submit_run
+from paidonce_workers.bodies.body_runner import BodyRunner
+from paidonce_workers.execution.executor import ExecutionSettings, Executor
+from paidonce_workers.execution.held_leases import HeldLeases
+from paidonce_workers.execution.local_schedule import LocalSchedule
+from paidonce_workers.execution.store_waits import StoreWaits
+from paidonce_workers.recovery.heartbeat import Heartbeat
+from paidonce_workers.recovery.sweeper import Sweeper
 from paidonce_workers.resilience import LearnedProviders, StepCircuits
-from paidonce_workers.soon import Soon
-from paidonce_workers.sweeper import Sweeper
 
 LEASE_SECONDS = 10.0
 NAMESPACE = "default"
@@ -101,13 +103,13 @@ class StandWorker:
         self.held = HeldLeases()
         self.deadlines = HandMadeDeadlines()
         self.bodies = BodyRunner(deadlines=self.deadlines)  # type: ignore[arg-type]  # what is used of it
-        self.soon = Soon(
+        self.local_schedule = LocalSchedule(
             database=stand.database,
             publisher=stand.publisher,  # type: ignore[arg-type]  # as above
             namespace=NAMESPACE,
             deadlines=self.deadlines,  # type: ignore[arg-type]  # as above
         )
-        self.patience = Patience()
+        self.store_waits = StoreWaits()
         self.circuits = StepCircuits(
             book=settings.pop("book", None) or PolicyBook(),
             breakers=settings.pop("breakers", None),
@@ -123,8 +125,8 @@ class StandWorker:
             publisher=stand.publisher,  # type: ignore[arg-type]  # as above
             bodies=self.bodies,
             held=self.held,
-            soon=self.soon,
-            patience=self.patience,
+            local_schedule=self.local_schedule,
+            store_waits=self.store_waits,
             circuits=self.circuits,
             prices=settings.pop("prices", None),
             isolation=settings.pop("isolation", None),
@@ -162,6 +164,8 @@ class Stand:
         self.clock = FakeClock()
         self.database: Database = open_memory_store(self.clock)
         self.publisher = RecordingPublisher()
+        self.now_seconds: Callable[[], float] = time.time
+        """The clock of the machine that sweepers run on."""
         self._workers: list[StandWorker] = []
 
     def __enter__(self) -> Stand:
@@ -195,6 +199,7 @@ class Stand:
             every_seconds=2.0,
             no_worker_seconds=60.0,
             breakers=settings.pop("breakers", None),
+            now_seconds=self.now_seconds,
         )
 
     def register(self, *declarations: Written, name: str = "worker-1", queues: Sequence[str] = ()) -> list[Message]:

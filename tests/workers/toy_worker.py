@@ -15,10 +15,10 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from paidonce_models.errors import StepInterrupt
-from paidonce_workers.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
-from paidonce_workers.interrupt import shielded
-from paidonce_workers.machinery import Machinery
-from paidonce_workers.worker_program import choose_pool
+from paidonce_workers.bodies.body_runner import BodyCancelled, BodyRunner, BodyTimedOut
+from paidonce_workers.bodies.interrupt import shielded
+from paidonce_workers.process.worker_parts import WorkerParts
+from paidonce_workers.startup.worker_program import choose_pool
 
 QUEUE = "paidonce.toy"
 
@@ -41,7 +41,7 @@ app.conf.update(
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
-    worker_consumer="paidonce_workers.consumer:Consumer",
+    worker_consumer="paidonce_workers.delivery.consumer:Consumer",
 )
 if app.conf.broker_url.startswith("amqp"):
     app.conf.update(task_default_queue_type="quorum", broker_transport_options={"confirm_publish": True})
@@ -64,7 +64,7 @@ def on_drain_expired(keys: list[Hashable]) -> None:
 bodies = BodyRunner(cancel_grace_seconds=1.0)
 choose_pool(
     app,
-    Machinery(
+    WorkerParts(
         bodies=bodies,
         drain_seconds=float(os.environ.get("TOY_DRAIN_SECONDS", "20")),
         interrupt_seconds=1.0,

@@ -1,7 +1,7 @@
-"""What proves that a process lives, kept by the operating system or the database server and not by a thread of it.
+"""Proof that a process is alive, held by the operating system or the database server and not by one of its threads.
 
 User code can stop every thread of a process: a body that holds the GIL stops the heartbeat too. So a lease that was
-not renewed says little. Three things say more, and all of them end with the process at once:
+not renewed proves little. Three things prove more, and all of them end with the process at once:
 
 - ``processes``: the process itself, for whoever runs on the same host in the same PID namespace;
 - ``file_locks``: a lock on a file beside an SQLite store, which the kernel drops;

@@ -1,8 +1,8 @@
-"""A lock on a file beside an SQLite store, held for as long as its process lives.
+"""A lock on a file beside an SQLite store, held while its process is alive.
 
 A POSIX record lock, because it belongs to the process: the kernel drops it when the process ends, and a forked child
-neither inherits it nor keeps it alive. Its one trap is that closing *any* descriptor of the file drops it, so this
-module alone opens these files, and never a file of its own process a second time.
+neither inherits it nor keeps it alive. Closing *any* descriptor of the file drops it, so only this module opens these
+files, and never opens a file of its own process twice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from paidonce_models.private_files import make_private_folder
+from paidonce_models.privacy.private_files import make_private_folder
 
 _FOLDER_SUFFIX: Final = ".witnesses"
 _held_here: dict[Path, int] = {}
-"""The locks of this process: asked about one of them, the kernel would say that nothing is in the way."""
+"""The locks of this process: asked about one of them, the kernel would report no conflict."""
 
 
 def _forget_after_fork() -> None:
@@ -44,7 +44,7 @@ class FileLock:
         return self._path in _held_here
 
     def acquire(self) -> None:
-        """Take it. Raises ``OSError`` where the file system has no locks or no room."""
+        """Take it. Raises ``OSError`` if the file system has no locks or no space."""
         make_private_folder(self._path.parent)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -55,7 +55,7 @@ class FileLock:
         _held_here[self._path] = descriptor
 
     def release(self) -> None:
-        """Give it up and remove the file."""
+        """Release it and remove the file."""
         descriptor = _held_here.pop(self._path, None)
         if descriptor is not None:
             self._path.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ class FileLock:
 
 
 def file_lock_is_held(store: Path, worker: str) -> bool | None:
-    """Whether the worker's process holds its lock; ``None`` where there is no file to ask about."""
+    """Whether the worker's process holds its lock; ``None`` if there is no file to check."""
     path = _path_of(store, worker)
     if path in _held_here:
         return True
@@ -72,7 +72,7 @@ def file_lock_is_held(store: Path, worker: str) -> bool | None:
     except OSError:
         return None
     try:
-        # Shared, so that two who ask at once do not take each other for the owner.
+        # Shared, so that two simultaneous checks do not take each other for the owner.
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -82,5 +82,5 @@ def file_lock_is_held(store: Path, worker: str) -> bool | None:
 
 
 def remove_lock_file(store: Path, worker: str) -> None:
-    """Forget a worker whose process has ended."""
+    """Remove the file of a worker whose process has ended."""
     _path_of(store, worker).unlink(missing_ok=True)

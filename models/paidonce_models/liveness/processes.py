@@ -1,4 +1,4 @@
-"""Whether a process of this host lives, by what the operating system says of it."""
+"""Whether a process of this host is alive, according to the operating system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEAD_STATES = frozenset("ZXx")
 def this_place() -> str:
     """The host, its boot and its PID namespace: processes that share all three see each other under their PIDs.
 
-    Elsewhere than on Linux the host's name must do.
+    On systems other than Linux, the host's name alone.
     """
     if not _proc_is_ours():
         return socket.gethostname()
@@ -26,18 +26,18 @@ def this_place() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When the process started, in the kernel's own unit, which tells it from a later one of the same PID.
+    """When the process started, in the kernel's own unit, to distinguish it from a later one with the same PID.
 
-    Empty where the operating system does not say.
+    Empty if the operating system does not report it.
     """
     fields = _stat(pid)
     return "" if fields is None else fields[19]
 
 
 def process_is_alive(pid: int, started: str) -> bool | None:
-    """Whether the process that started then still runs; ``None`` where that cannot be known.
+    """Whether the process that started then still runs; ``None`` if that cannot be known.
 
-    A zombie is dead: it holds nothing and does nothing any more.
+    A zombie counts as dead: it holds nothing and does nothing any more.
     """
     try:
         os.kill(pid, 0)
@@ -54,7 +54,7 @@ def process_is_alive(pid: int, started: str) -> bool | None:
 
 
 def _proc_is_ours() -> bool:
-    """Whether ``/proc`` shows processes under the PIDs that we know; inside a namespace it may be that of another."""
+    """Whether ``/proc`` shows processes under our PIDs; inside a namespace it may belong to another one."""
     try:
         return os.readlink(_PROC / "self") == str(os.getpid())
     except OSError:

@@ -1,8 +1,8 @@
-"""A session-level advisory lock on PostgreSQL, which the server drops when the process that holds it ends.
+"""A session-level advisory lock on PostgreSQL, which the server drops when its process ends.
 
 The connection is used for nothing else. The server sends keepalives on it, so that it also notices a host that lost
-its power. A forked child inherits the socket, which would keep the session alive after its parent's death: there the
-socket is replaced at once.
+power. A forked child inherits the socket, which would keep the session alive after its parent's death: there the socket
+is replaced at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import psycopg
 
-from paidonce_models.database import Database, let_go_of_socket
+from paidonce_models.database.engines import let_go_of_socket
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StoreError
 from paidonce_models.forks import in_child, leave_to_parent
 
@@ -23,18 +24,18 @@ _KEEPALIVES = (
     "set_config('tcp_keepalives_count', '3', false)"
 )
 SERVER_IDENTITY = "CAST(CAST(extract(epoch FROM pg_postmaster_start_time()) * 1000000 AS BIGINT) AS VARCHAR)"
-"""Changes with a restart and with a failover: locks of before say nothing any more."""
+"""Changes with a restart and with a failover: earlier locks then prove nothing."""
 _WHO_ANSWERS = f"SELECT pg_backend_pid(), {SERVER_IDENTITY}"
 
 
 class PooledConnection(StoreError):
-    """A pooler stands before the server: a session of it may serve others, so a lock on it proves nothing."""
+    """There is a pooler before the server: its sessions may serve others, so a lock on one proves nothing."""
 
     code = "pooled_connection"
 
 
 class ServerLock:
-    """One process's lock; ``acquire`` again after it was lost."""
+    """One process's lock; call ``acquire`` again after it was lost."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -45,13 +46,13 @@ class ServerLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether there is a session of which nobody has seen the end."""
+        """Whether there is a session whose end was not noticed."""
         return self._connection is not None
 
     def acquire(self) -> None:
-        """Connect and take the lock. Raises ``StoreUnreachable``, or ``PooledConnection`` where it proves nothing."""
+        """Connect and take the lock. Raises ``StoreUnreachable``, or ``PooledConnection`` if a lock proves nothing."""
         self.close()
-        # A new key each time: the session that was lost may hold the old one until the server finds out.
+        # A new key each time: the lost session may hold the old one until the server notices.
         self.key = secrets.randbelow(_LARGEST_KEY) + 1
         connection = self._database.detached_connection()
         try:
@@ -77,7 +78,7 @@ class ServerLock:
         return not self._is_usable()
 
     def _is_usable(self) -> bool:
-        """The server may have sent a notice, which is no end."""
+        """The server may only have sent a notice, which does not end the session."""
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error:
@@ -92,7 +93,7 @@ class ServerLock:
             connection.close()
 
     def _detach(self) -> None:
-        """In a forked child: hold the session no longer, without a word to the server."""
+        """In a forked child: drop the session without sending anything to the server."""
         if self._connection is not None:
             leave_to_parent(self._connection)
             let_go_of_socket(self._connection)

@@ -1,4 +1,4 @@
-"""What a call cost: prices, usage of provider responses, exact nano-dollars.
+"""What a call cost: prices, usage in provider responses, exact nano-dollars.
 
 ``extract_usage`` turns a response into a ``Usage`` (tokens are never lost to
 an unknown model), ``PriceBook.price`` turns a ``Usage`` into money or
@@ -6,9 +6,9 @@ an unknown model), ``PriceBook.price`` turns a ``Usage`` into money or
 package, and nothing here touches its process-wide state.
 """
 
-from paidonce_models.pricing.book import PriceBook
-from paidonce_models.pricing.extraction import extract_usage
+from paidonce_models.pricing.own_prices import PriceRow
+from paidonce_models.pricing.price_book import PriceBook
 from paidonce_models.pricing.rate_card import PricedUsage
-from paidonce_models.pricing.rows import PriceRow
+from paidonce_models.pricing.usage_from_responses import extract_usage
 
 __all__ = ["PriceBook", "PriceRow", "PricedUsage", "extract_usage"]

@@ -1,10 +1,10 @@
-"""genai-prices, held at arm's length: the only module that computes with it.
+"""genai-prices, isolated: the only module that computes with it.
 
-Owns a private ``DataSnapshot`` (never the process-wide one, which any library
-may replace with ``UpdatePrices``), for how long a listed price holds, and the
-split of a price by kind of token, which genai-prices does not offer. Offline:
-nothing is fetched. It uses the library's registry of units, which is not
-public; tests pin that the parts add up to the library's own total.
+Owns a private ``DataSnapshot`` (never the process-wide one, which any library may
+replace with ``UpdatePrices``), how long a listed price is valid, and the split of a
+price by kind of token, which genai-prices does not offer. Offline: nothing is fetched.
+It uses the library's unit registry, which is not public; tests check that the parts
+add up to the library's own total.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DAY: Final = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedPrice:
-    """A model's price from the list, which holds in ``[from_us, until_us)``; no card where nothing has a price."""
+    """A model's price from the list, valid in ``[from_us, until_us)``; ``card`` is ``None`` if nothing has a price."""
 
     name: str
     from_us: int
@@ -50,7 +50,7 @@ class ListedPrice:
 
 @functools.cache
 def private_snapshot() -> DataSnapshot:
-    """The bundled price list with a lookup cache of its own."""
+    """The bundled price list with its own look-up cache."""
     return DataSnapshot(providers=list(providers), from_auto_update=False)
 
 
@@ -59,7 +59,7 @@ def find_listed_price(
 ) -> ListedPrice | None:
     """The listed price of a model at an instant, ``None`` if the list has none.
 
-    Without a provider the model's name decides, as far as the list can tell.
+    Without a provider, the model's name decides, as far as the list can tell.
     """
     try:
         found_provider, found_model = private_snapshot().find_provider_model(model, None, provider, None)
@@ -76,9 +76,9 @@ def find_listed_price(
 
 
 def stretch_of_the_day(model: ModelInfo, at: datetime) -> tuple[int, int]:
-    """Around an instant, within its UTC day: microseconds from and until which no price of the model changes.
+    """The interval around an instant, within its UTC day, in microseconds, in which no price of the model changes.
 
-    Prices begin on a UTC date or hold at certain times of the day; an unknown condition holds for this instant only.
+    Prices start on a UTC date or apply at certain times of day; an unknown condition applies to this instant only.
     """
     at = at.astimezone(UTC)
     midnight = datetime.combine(at.date(), time(), UTC)
@@ -95,16 +95,16 @@ def stretch_of_the_day(model: ModelInfo, at: datetime) -> tuple[int, int]:
 
 
 def utc_time_of_day(value: time) -> time:
-    """A constraint's time of the day in UTC, as the library reads it: one without a zone is UTC."""
+    """A constraint's time of day in UTC, as the library reads it: without a zone it is UTC."""
     if value.tzinfo is None:
         return value
     return datetime.combine(date(1970, 1, 1), value).astimezone(UTC).time()
 
 
 def card_of(price: ModelPrice, price_source: str) -> RateCard | None:
-    """A price made ready to charge; ``None`` where nothing has a price.
+    """A price prepared for charging; ``None`` if nothing has a price.
 
-    The units that a plainer one includes are charged at their own prices: the
+    More special units that a plain one includes are charged at their own prices: the
     plain input price is for input tokens that are neither cached nor audio.
     """
     registry: UnitRegistry = _get_registry()
@@ -123,7 +123,7 @@ def card_of(price: ModelPrice, price_source: str) -> RateCard | None:
 
 
 def tiers_of(unit: UnitDef, rate: Decimal | TieredPrices) -> Tiers:
-    """A rate in nano-dollars for one unit, by the size of the request."""
+    """A rate in nano-dollars per unit, by the size of the request."""
     if isinstance(rate, Decimal):
         steps = [(SMALLEST, rate)]
     else:
@@ -142,10 +142,10 @@ def part_of(unit: UnitDef) -> int:
 
 @functools.lru_cache(maxsize=4_000)
 def is_missing_a_count(names: tuple[str, ...], priced: frozenset[str]) -> bool:
-    """Whether a usage that reports these units lacks one that is charged, and that they tell to be more than zero.
+    """Whether a usage that reports these units lacks the count of a charged one that must be above zero.
 
-    By the library's own rule: with text and cached tokens told apart from the
-    rest, the cached text that has a price of its own must be told too.
+    By the library's own rule: if text and cached tokens are reported separately, the
+    cached text tokens, which have their own price, must be reported too.
     """
     registry: UnitRegistry = _get_registry()
     usage = ListedUsage(**{name: 1 for name in names if name in registry.units})

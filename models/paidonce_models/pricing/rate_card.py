@@ -1,10 +1,9 @@
-"""``RateCard``: the prices of one model over one stretch of time, made ready for integers.
+"""``RateCard``: the prices of one model in one period, prepared for integer arithmetic.
 
-Owns the arithmetic of a call: what is left of each billed unit once the more
-special ones are taken out, times its rate, exact, in whole numbers over one
-common denominator, rounded once and split into parts that add up. Pure: knows
-no price list, no dates and no clock. Whatever a card cannot charge in full is
-unpriced, never free.
+Owns the arithmetic of a call: what is left of each billed unit after the more special
+ones are subtracted, times its rate, exact, in integers over one common denominator,
+rounded once and split into parts that add up. Pure: knows no price list, no dates and
+no clock. What a card cannot charge in full is unpriced, never free.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ PARTS: Final = ("input", "cache_read", "cache_write", "output", "other")
 QUOTED: Final = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
 """The units whose prices are stored with a call."""
 TOKENS_PER_PRICE: Final = 1_000_000
-"""Prices are quoted for so many tokens."""
+"""Prices are quoted per this many tokens."""
 SMALLEST: Final = -1
 """The start of the bracket that every request is in: a tier applies above its start."""
 
 Tiers = Sequence[tuple[int, Fraction]]
-"""``(start, nano-dollars for one)``, the ``SMALLEST`` first: with more than ``start`` input tokens, all cost that."""
+"""``(start, nano-dollars per unit)``, the ``SMALLEST`` first: above ``start`` input tokens, all units cost that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +55,8 @@ class PricedUsage:
 class BilledUnit:
     """A unit with a price: its name as a count of ``Usage``, its part of the cost, and its price by size of request.
 
-    ``contains`` are the places of the more special units that its count
-    includes; they stand before it and are charged at their own prices.
+    ``contains`` are the indexes of the more special units that its count includes; they
+    come before it and are charged at their own prices.
     """
 
     name: str
@@ -82,8 +81,8 @@ class Bracket:
 class RateCard:
     """What each unit costs. A rate times a count, divided by ``denominator``, is nano-dollars.
 
-    ``required`` are the counts that must be known, as they cost something.
-    ``request_rate`` is charged once a call.
+    ``required`` are the counts that must be known, because they cost something.
+    ``request_rate`` is charged once per call.
     """
 
     brackets: tuple[Bracket, ...]
@@ -94,7 +93,7 @@ class RateCard:
     price_source: str
 
     def charge(self, usage: Usage) -> PricedUsage | None:
-        """Exact money for ``usage``; ``None`` where a needed count or price is unknown or counts contradict each other.
+        """Exact money for ``usage``; ``None`` if a needed count or price is unknown or counts contradict each other.
 
         Cache tokens without a price of their own cost the input price.
         """
@@ -116,7 +115,7 @@ class RateCard:
             for place in contains:
                 count -= rest[place]
             if count < 0:
-                return None  # More audio than input, say: the tokens are kept, the price is unknown.
+                return None  # For example more audio than input: the tokens are kept, the price is unknown.
             rest.append(count)
             parts[part] += count * rate
         if self.denominator != 1:
@@ -136,7 +135,7 @@ class RateCard:
         )
 
     def covers(self, usage: Usage) -> bool:
-        """Whether every count that the price needs is known, and every count that is known has a price."""
+        """Whether every count that the price needs is known, and every known count has a price."""
         for name, count in (("input_tokens", usage.input_tokens), ("output_tokens", usage.output_tokens)):
             if count is None:
                 if name in self.required:
@@ -146,7 +145,7 @@ class RateCard:
         return not (usage.output_tokens is None and usage.reasoning_tokens and "output_tokens" in self.names)
 
     def bracket_of(self, input_tokens: int) -> Bracket:
-        """The bracket of a request of that size: crossing a tier's start changes the price of all its tokens."""
+        """The bracket of a request of that size: above a tier's start, the price of all its tokens changes."""
         brackets = self.brackets
         for index in range(len(brackets) - 1, 0, -1):
             if input_tokens > brackets[index].start:
@@ -157,7 +156,7 @@ class RateCard:
 def make_rate_card(
     units: Sequence[BilledUnit], *, price_source: str, request_nanousd: Fraction | int = 0
 ) -> RateCard | None:
-    """A card from units with prices, the more special before the plainer; ``None`` if nothing has a price."""
+    """A card from units with prices, the more special before the plain ones; ``None`` if nothing has a price."""
     fee = Fraction(request_nanousd)
     if not units and not fee:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMessage:
-    """Ask a worker to execute a step."""
+    """Requests a worker to execute a step."""
 
     run_id: str
     position: int
@@ -19,7 +19,7 @@ class StepMessage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdvanceMessage:
-    """Ask a worker that holds the run's agent to feed it the events it has not seen."""
+    """Requests a worker that holds the run's agent to feed it the events it has not seen."""
 
     run_id: str
     agent: str

@@ -1,4 +1,4 @@
-"""Payloads in the store: inserting what is missing, fetching and assembling values."""
+"""Payloads in the store: inserting missing rows, fetching and assembling values."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 
-from paidonce_models.addressing import Fetch, PayloadRow
-from paidonce_models.documents import Encoded
 from paidonce_models.errors import NotFound
-from paidonce_models.payload_memory import PayloadMemory
-from paidonce_models.payload_reading import read_encoded
-from paidonce_models.payloads import assemble
+from paidonce_models.payloads.addressing import Fetch, PayloadRow
+from paidonce_models.payloads.documents import Encoded
+from paidonce_models.payloads.payload_memory import PayloadMemory
+from paidonce_models.payloads.payload_parts import assemble
+from paidonce_models.payloads.payload_reading import read_encoded
 
 _INSERT = text(
     "INSERT INTO payloads (namespace, id, codec, size, sha256, inline) "
     "VALUES (:namespace, :id, :codec, :size, :sha256, :inline) ON CONFLICT (namespace, id) DO NOTHING"
 )
-STORED = (
+STORED_WITH_RUN = (
     "stored AS (INSERT INTO payloads (namespace, id, codec, size, sha256, inline) "
     "SELECT CAST(:namespace AS VARCHAR), p.* FROM unnest(CAST(:payload_ids AS text[]), "
     "CAST(:payload_codecs AS text[]), CAST(:payload_sizes AS bigint[]), CAST(:payload_sha256s AS text[]), "
-    "CAST(:payload_inlines AS bytea[])) AS p ORDER BY 2 ON CONFLICT (namespace, id) DO NOTHING)"
+    "CAST(:payload_inlines AS bytea[])) AS p WHERE EXISTS (SELECT 1 FROM run) ORDER BY 2 "
+    "ON CONFLICT (namespace, id) DO NOTHING)"
 )
-"""``insert_payloads`` as a part of a larger statement of PostgreSQL, with ``stored_parameters``."""
+"""``insert_payloads`` as part of a larger statement of PostgreSQL, with ``stored_parameters``.
+
+Only if the CTE ``run`` has found its row: a refused statement leaves no payload behind.
+"""
 _FETCH = text("SELECT id, codec, inline FROM payloads WHERE namespace = :namespace AND id IN :ids").bindparams(
     bindparam("ids", expanding=True)
 )
@@ -32,9 +36,9 @@ _BATCH = 500
 
 
 def insert_payloads(connection: Connection, namespace: str, rows: Iterable[PayloadRow]) -> None:
-    """Insert rows that are not there yet; content-addressed, so a row that is there is the same.
+    """Insert rows that do not exist yet; they are content-addressed, so an existing row is the same.
 
-    Rows go in by id, so that two transactions which share some cannot deadlock.
+    Rows are inserted by id, so that two transactions which share some cannot deadlock.
     """
     unique = {row.id: row for row in rows}
     if unique:
@@ -55,7 +59,7 @@ def insert_payloads(connection: Connection, namespace: str, rows: Iterable[Paylo
 
 
 def stored_parameters(rows: Iterable[PayloadRow]) -> dict[str, object]:
-    """The parameters of ``STORED``, but for the namespace."""
+    """The parameters of ``STORED_WITH_RUN``, except the namespace."""
     unique = list({row.id: row for row in rows}.values())
     return {
         "payload_ids": [row.id for row in unique],
@@ -89,7 +93,7 @@ def read_payload(
     prefetched: Mapping[str, tuple[str, bytes]] | None = None,
     memory: PayloadMemory | None = None,
 ) -> Encoded:
-    """The encoded value of a payload; what ``memory`` holds is not fetched. Raises ``NotFound``."""
+    """The encoded value of a payload; what ``memory`` caches is not fetched. Raises ``NotFound``."""
     return read_encoded(root_id, _fetcher(connection, namespace, prefetched), memory)
 
 
@@ -108,5 +112,5 @@ def _fetcher(connection: Connection, namespace: str, prefetched: Mapping[str, tu
 
 
 def row_or_none(row: Any) -> tuple[str, bytes] | None:
-    """``(codec, bytes)`` of a joined payload, ``None`` where the join found none."""
+    """``(codec, bytes)`` of a joined payload, ``None`` if the join found none."""
     return None if row.codec is None else (row.codec, bytes(row.inline))

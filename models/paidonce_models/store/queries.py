@@ -6,12 +6,26 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, and_, bindparam, func, literal_column, select, tuple_, union_all
 
 from paidonce_models.errors import NotFound
-from paidonce_models.states import RunState
-from paidonce_models.store.budget_standing import why_held
-from paidonce_models.store.parked_steps import why_parked
+from paidonce_models.states import AttemptOutcome, RunState, StepState
+from paidonce_models.store.budgets.budget_balances import why_held
+from paidonce_models.store.circuits.parked_reasons import why_parked
+from paidonce_models.store.columns import (
+    Attempt,
+    Call,
+    Run,
+    RunAlias,
+    Step,
+    StoredBlockedStep,
+    col,
+    cols,
+    constant,
+    row_of,
+    rows,
+    rows_of,
+)
 from paidonce_models.store.payload_rows import load_payload
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,37 +97,94 @@ class AttemptView:
     cost_nanousd: int | None
 
 
-_RUN_COLUMNS = (
-    "id, namespace, agent, agent_version, key, state, state_reason, result_id, error, tags, input_id, parent_run_id, "
-    "root_run_id, queue, priority, created_at_us, started_at_us, finished_at_us"
+_RUNS = select(
+    *cols(Run.id, Run.namespace, Run.agent, Run.agent_version, Run.key, Run.state, Run.state_reason),
+    *cols(Run.result_id, Run.error, Run.tags, Run.input_id, Run.parent_run_id, Run.root_run_id, Run.queue),
+    *cols(Run.priority, Run.created_at_us, Run.started_at_us, Run.finished_at_us),
+).where(col(Run.namespace) == bindparam("namespace"))
+_RUN = _RUNS.where(col(Run.id) == bindparam("run_id"))
+_STATE = select(col(Run.state), col(Run.state_reason)).where(
+    col(Run.id) == bindparam("run_id"), col(Run.namespace) == bindparam("namespace")
 )
-_STATE = text("SELECT state, state_reason FROM runs WHERE id = :run_id AND namespace = :namespace")
-_RUN = text(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = :run_id AND namespace = :namespace")
-_RESOLVE = text(
-    "SELECT id FROM runs WHERE id = :name AND namespace = :namespace "
-    "UNION ALL SELECT run_id FROM run_aliases WHERE namespace = :namespace AND alias = :name LIMIT 1"
+_RESOLVE = union_all(
+    select(col(Run.id)).where(col(Run.id) == bindparam("name"), col(Run.namespace) == bindparam("namespace")),
+    select(col(RunAlias.run_id)).where(
+        col(RunAlias.namespace) == bindparam("namespace"), col(RunAlias.alias) == bindparam("name")
+    ),
+).limit(1)
+_STEPS = (
+    select(
+        *cols(Step.position, Step.name, Step.kind, Step.state, Step.attempt, Step.lost, Step.started_at_us),
+        *cols(Step.finished_at_us, Step.error, Step.child_run_id, Attempt.worker),
+    )
+    .select_from(rows(Step))
+    .outerjoin(
+        rows(Attempt),
+        and_(
+            col(Attempt.run_id) == col(Step.run_id),
+            col(Attempt.position) == col(Step.position),
+            col(Attempt.number) == col(Step.attempt),
+        ),
+    )
+    .where(col(Step.run_id) == bindparam("run_id"), col(Step.namespace) == bindparam("namespace"))
+    .order_by(col(Step.position))
 )
-_STEPS = text(
-    "SELECT s.position, s.name, s.kind, s.state, s.attempt, s.lost, s.started_at_us, s.finished_at_us, s.error, "
-    "s.child_run_id, a.worker FROM steps s LEFT JOIN attempts a ON a.run_id = s.run_id AND a.position = s.position "
-    "AND a.number = s.attempt WHERE s.run_id = :run_id AND s.namespace = :namespace ORDER BY s.position"
+_KEPT = (
+    select(col(StoredBlockedStep.kept_id))
+    .where(
+        col(StoredBlockedStep.run_id) == col(Step.run_id),
+        col(StoredBlockedStep.position) == col(Step.position),
+        col(StoredBlockedStep.attempt) == col(Step.attempt),
+        col(Step.state) == StepState.BLOCKED.value,
+    )
+    .correlate(rows(Step))
+    .scalar_subquery()
 )
-_STEP_PAYLOADS = text(
-    "SELECT namespace, args_id, coalesce(result_id, CASE WHEN state = 'blocked' THEN (SELECT kept_id "
-    "FROM blocked_steps b WHERE b.run_id = steps.run_id AND b.position = steps.position "
-    "AND b.attempt = steps.attempt) END) AS result_id FROM steps WHERE run_id = :run_id AND position = :position"
+_STEP_PAYLOADS = select(col(Step.namespace), col(Step.args_id), func.coalesce(col(Step.result_id), _KEPT)).where(
+    col(Step.run_id) == bindparam("run_id"), col(Step.position) == bindparam("position")
 )
-_ATTEMPTS = text("SELECT * FROM attempts WHERE run_id = :run_id AND position = :position ORDER BY number")
+_ATTEMPTS = (
+    select(
+        *cols(Attempt.number, Attempt.worker, Attempt.claimed_at_us, Attempt.ended_at_us, Attempt.outcome),
+        *cols(Attempt.error, Attempt.traceback, Attempt.calls, Attempt.unpriced_calls, Attempt.input_tokens),
+        *cols(Attempt.output_tokens, Attempt.cost_nanousd),
+    )
+    .where(col(Attempt.run_id) == bindparam("run_id"), col(Attempt.position) == bindparam("position"))
+    .order_by(col(Attempt.number))
+)
+_NEWEST_PAID_ATTEMPT = (
+    select(col(Attempt.run_id), col(Attempt.position), col(Attempt.number))
+    .where(
+        col(Attempt.namespace) == bindparam("namespace"),
+        col(Attempt.agent) == bindparam("agent"),
+        col(Attempt.step) == bindparam("step"),
+        col(Attempt.outcome) == constant(AttemptOutcome.ACCEPTED.value),
+        col(Attempt.calls) > literal_column("0"),  # as in the condition of ix_attempts_paid
+    )
+    .order_by(col(Attempt.claimed_at_us).desc())
+    .limit(1)
+)
+_LAST_PROVIDER = (
+    select(col(Call.provider))
+    .where(
+        tuple_(*cols(Call.run_id, Call.position, Call.attempt)).in_(_NEWEST_PAID_ATTEMPT),
+        col(Call.provider).is_not(None),
+        col(Call.tool).is_(None),
+    )
+    .order_by(col(Call.started_at_us).desc())
+    .limit(1)
+)
 
 
 def resolve_run(connection: Connection, namespace: str, name: str) -> str:
     """The id of the run with this id or alias. Raises ``NotFound``."""
     # No id holds what the store cannot even be asked for: a NUL, half a surrogate pair.
     can_be_asked = "\x00" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
-    row = connection.execute(_RESOLVE, {"namespace": namespace, "name": name}).first() if can_be_asked else None
-    if row is None:
+    found = {"namespace": namespace, "name": name}
+    run_id = connection.execute(_RESOLVE, found).scalar() if can_be_asked else None
+    if run_id is None:
         raise _not_found(namespace, name)
-    return str(row.id)
+    return str(run_id)
 
 
 def _not_found(namespace: str, name: str) -> NotFound:
@@ -125,7 +196,8 @@ def read_state(connection: Connection, namespace: str, run_id: str) -> tuple[Run
     row = connection.execute(_STATE, {"namespace": namespace, "run_id": run_id}).first()
     if row is None:
         raise _not_found(namespace, run_id)
-    return RunState(row.state), row.state_reason
+    state, reason = row
+    return RunState(state), reason
 
 
 def read_run(connection: Connection, namespace: str, run_id: str, *, with_payloads: bool = True) -> RunView:
@@ -133,10 +205,10 @@ def read_run(connection: Connection, namespace: str, run_id: str, *, with_payloa
     row = connection.execute(_RUN, {"namespace": namespace, "run_id": run_id}).first()
     if row is None:
         raise _not_found(namespace, run_id)
-    return _run_view(connection, row, with_payloads=with_payloads)
+    return _run_view(connection, row_of(Run, row), with_payloads=with_payloads)
 
 
-def _run_view(connection: Connection, row, *, with_payloads: bool) -> RunView:  # type: ignore[no-untyped-def]  # a row
+def _run_view(connection: Connection, row: Run, *, with_payloads: bool) -> RunView:
     def payload(payload_id: str | None) -> bytes | None:
         if payload_id is None or not with_payloads:
             return None
@@ -168,55 +240,51 @@ def list_runs(
     connection: Connection, namespace: str, *, state: str | None = None, agent: str | None = None, most: int = 100
 ) -> list[RunView]:
     """The newest runs first, without their payloads."""
-    conditions, parameters = ["namespace = :namespace"], {"namespace": namespace, "most": most}
+    query = _RUNS.order_by(col(Run.created_at_us).desc(), col(Run.id).desc()).limit(most)
     if state is not None:
-        conditions.append("state = :state")
-        parameters["state"] = state
+        query = query.where(col(Run.state) == state)
     if agent is not None:
-        conditions.append("agent = :agent")
-        parameters["agent"] = agent
-    query = text(
-        f"SELECT {_RUN_COLUMNS} FROM runs WHERE {' AND '.join(conditions)} "
-        "ORDER BY created_at_us DESC, id DESC LIMIT :most"
-    )
-    return [_run_view(connection, row, with_payloads=False) for row in connection.execute(query, parameters)]
+        query = query.where(col(Run.agent) == agent)
+    found = connection.execute(query, {"namespace": namespace})
+    return [_run_view(connection, row, with_payloads=False) for row in rows_of(Run, found)]
 
 
 def read_steps(connection: Connection, namespace: str, run_id: str) -> list[StepView]:
     """All steps of a run in the order in which the agent asked for them; none where the namespace has no such run."""
-    rows = connection.execute(_STEPS, {"namespace": namespace, "run_id": run_id}).all()
+    found = connection.execute(_STEPS, {"namespace": namespace, "run_id": run_id}).all()
+    steps = list(rows_of(Step, found))
     waits: dict[int, str] = {}
-    if any(row.state == "held" for row in rows):
+    if any(step.state == StepState.HELD for step in steps):
         waits |= why_held(connection, run_id)
-    if any(row.state == "parked" for row in rows):
+    if any(step.state == StepState.PARKED for step in steps):
         waits |= why_parked(connection, run_id)
-    for row in rows:
-        if row.state == "unknown":
-            waits[row.position] = (
+    for step in steps:
+        if step.state == StepState.UNKNOWN:
+            waits[step.position] = (
                 "nobody knows whether it has acted; find out, and say so with "
-                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--failed` or `--retry`"
+                f"`paidonce resolve {run_id} {step.position} --succeeded JSON`, `--failed` or `--retry`"
             )
-        elif row.state == "blocked":
-            waits[row.position] = (
+        elif step.state == StepState.BLOCKED:
+            waits[step.position] = (
                 "it goes on with a worker whose code fits, without being paid again, or with "
-                f"`paidonce resolve {run_id} {row.position} --succeeded JSON`, `--kept`, `--failed` or `--retry`"
+                f"`paidonce resolve {run_id} {step.position} --succeeded JSON`, `--kept`, `--failed` or `--retry`"
             )
     return [
         StepView(
-            step=row.position,
-            name=row.name,
-            kind=row.kind,
-            state=row.state,
-            attempts=row.attempt,
-            lost=row.lost,
-            worker=row.worker,
-            started_at=moment(row.started_at_us),
-            finished_at=moment(row.finished_at_us),
-            error=None if row.error is None else json.loads(row.error),
-            child_run_id=row.child_run_id,
-            waits_for=waits.get(row.position),
+            step=step.position,
+            name=step.name,
+            kind=step.kind,
+            state=step.state,
+            attempts=step.attempt,
+            lost=step.lost,
+            worker=attempt.worker,
+            started_at=moment(step.started_at_us),
+            finished_at=moment(step.finished_at_us),
+            error=None if step.error is None else json.loads(step.error),
+            child_run_id=step.child_run_id,
+            waits_for=waits.get(step.position),
         )
-        for row in rows
+        for step, attempt in zip(steps, rows_of(Attempt, found), strict=True)
     ]
 
 
@@ -228,24 +296,16 @@ def read_step_payloads(connection: Connection, run_id: str, position: int) -> tu
     row = connection.execute(_STEP_PAYLOADS, {"run_id": run_id, "position": position}).first()
     if row is None:
         raise NotFound(f"run {run_id} has no step {position}; `paidonce show {run_id}` lists its steps")
-    result = None if row.result_id is None else load_payload(connection, row.namespace, row.result_id)
-    return load_payload(connection, row.namespace, row.args_id), result
-
-
-_LAST_PROVIDER = text(
-    "SELECT c.provider FROM calls c WHERE (c.run_id, c.position, c.attempt) IN (SELECT run_id, position, number "
-    "FROM attempts WHERE namespace = :namespace AND agent = :agent AND step = :step AND outcome = 'accepted' "
-    "AND calls > 0 ORDER BY claimed_at_us DESC LIMIT 1) AND c.provider IS NOT NULL AND c.tool IS NULL "
-    "ORDER BY c.started_at_us DESC LIMIT 1"
-)
+    namespace, arguments_id, result_id = row
+    result = None if result_id is None else load_payload(connection, namespace, result_id)
+    return load_payload(connection, namespace, arguments_id), result
 
 
 def last_provider_of(connection: Connection, namespace: str, agent: str, step: str) -> str | None:
     """Whose API the step called in its newest accepted attempt that paid; ``None`` where nothing is known."""
-    provider: str | None = connection.execute(
+    return connection.execute(
         _LAST_PROVIDER, {"namespace": namespace, "agent": agent, "step": step}
     ).scalar_one_or_none()
-    return provider
 
 
 def read_attempts(connection: Connection, run_id: str, position: int) -> list[AttemptView]:
@@ -265,5 +325,5 @@ def read_attempts(connection: Connection, run_id: str, position: int) -> list[At
             output_tokens=row.output_tokens,
             cost_nanousd=row.cost_nanousd,
         )
-        for row in connection.execute(_ATTEMPTS, {"run_id": run_id, "position": position})
+        for row in rows_of(Attempt, connection.execute(_ATTEMPTS, {"run_id": run_id, "position": position}))
     ]

@@ -1,4 +1,4 @@
-"""The tables, one module for each noun.
+"""The tables, one module per noun.
 
 A run's life, in rows: ``runs`` gets a row and ``run_events`` its first event;
 an advance consumes events and inserts ``steps``; a worker's claim inserts an
@@ -10,13 +10,15 @@ in ``price_rows`` before the price list; once its cause is final it is counted i
 claim also writes ``reservations`` and counts them in ``budget_accounts``, or the
 step goes to ``held_steps``; where a circuit is open, it goes to
 ``parked_steps``. A step whose paid result does not fit the code, or whose arguments
-do not, goes to ``blocked_steps``. A process that has reason to marks runs in
+do not, goes to ``blocked_steps``. A paid call whose usage is still to come waits in
+``awaited_calls``. A process that has reason to marks runs in
 ``slice_marks`` before it runs their agents. Times are integer microseconds since the epoch in UTC
 (``*_at_us``), read from the store's clock. Money is integer nano-dollars,
 unknown is NULL.
 """
 
 from paidonce_models.tables.attempts import Attempt
+from paidonce_models.tables.awaited_calls import AwaitedCall
 from paidonce_models.tables.blocked_steps import StoredBlockedStep
 from paidonce_models.tables.budgets import BudgetAccount, StoredBudget, StoredReservation
 from paidonce_models.tables.calls import Avoided, Call
@@ -37,6 +39,7 @@ __all__ = [
     "METADATA",
     "Attempt",
     "Avoided",
+    "AwaitedCall",
     "BreakerTransition",
     "BudgetAccount",
     "Call",

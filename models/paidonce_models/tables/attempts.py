@@ -11,10 +11,10 @@ from paidonce_models.tables.registry import Row
 class Attempt(Row, table=True):
     """One execution of a step by one worker, with the sums of its recorded calls.
 
-    ``outcome`` is NULL while the attempt is under way. The sums cover the calls
-    that are known; ``cost_nanousd`` is NULL when no call of it has a price, and
-    ``unpriced_calls`` says how many have none. ``ix_attempts_paid`` finds what a
-    step cost lately, the basis of what a lost attempt of it may be billed.
+    ``outcome`` is NULL while the attempt is running. The sums cover the calls that are
+    known; ``cost_nanousd`` is NULL if none of them has a price, and ``unpriced_calls`` is
+    the number of those without. ``ix_attempts_paid`` finds the recent costs of a step, the
+    basis of what a lost attempt of it may be billed.
     """
 
     __tablename__ = "attempts"

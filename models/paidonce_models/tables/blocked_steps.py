@@ -1,5 +1,5 @@
-"""``blocked_steps``: one row for each step that this code cannot go on with: its paid result does not fit, or its
-arguments do not."""
+"""``blocked_steps``: one row for each step that this code cannot continue: its paid result, or its arguments, do not
+fit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from paidonce_models.tables.registry import Row
 class StoredBlockedStep(Row, table=True):
     """A step that is ``blocked``, and what its attempt returned, kept in ``payloads`` under ``kept_id``.
 
-    ``form`` says what the kept bytes are: ``encoded`` as a result is stored, ``rendered`` as far as JSON goes; NULL:
-    nothing was returned or could be kept. ``text_only`` is JSON: the places that are kept as text for people.
+    ``form`` is the form of the kept bytes: ``encoded`` like a stored result, ``rendered`` as far as JSON allows; NULL:
+    nothing was returned or could be kept. ``text_only`` is JSON: the places that are kept as human-readable text.
     ``shape`` is a hash of the annotation that the result did not fit, ``code`` one of the function. The step's own
     state decides: a row whose step is no longer blocked means nothing.
     """

@@ -1,4 +1,4 @@
-"""``budgets``: limits; ``budget_accounts``: what is spent and reserved in each period; ``reservations``: by whom."""
+"""``budgets``: limits; ``budget_accounts``: what is spent and reserved per period; ``reservations``: by attempt."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StoredBudget(Row, table=True):
 
 
 class BudgetAccount(Row, table=True):
-    """One run, UTC day or UTC month (``span``) of a budget: known spend, and what attempts under way have reserved.
+    """One run, UTC day or UTC month (``span``) of a budget: known spend, and what running attempts have reserved.
 
     ``spent`` is a lower bound where there are ``unpriced_calls``. Where the
     period is a run, ``subject`` is that run's agent whichever rule applies.
@@ -63,10 +63,10 @@ class BudgetAccount(Row, table=True):
 
 
 class StoredReservation(Row, table=True):
-    """What an attempt has reserved with an account (``amount``) and what of it is left (``remaining``).
+    """What an attempt has reserved in an account (``amount``) and what is left of that (``remaining``).
 
-    ``spent`` is what the attempt has really spent there so far. ``sample`` is 1 for one row of each unit of an
-    accepted attempt with known cost: what later attempts of the step are expected to cost.
+    ``spent`` is what the attempt has really spent there so far. ``sample`` is 1 in one row per unit of an accepted
+    attempt with known cost: a basis of the estimates for later attempts of the step.
     """
 
     __tablename__ = "reservations"

@@ -9,11 +9,11 @@ from paidonce_models.tables.registry import Row
 
 
 class ParkedStep(Row, table=True):
-    """A step that is ``parked``, the circuit it waits for, and when it is tried again whatever anybody remembers.
+    """A step that is ``parked``, the circuit it waits for, and when it is tried again, whatever Redis remembers.
 
-    ``since_us`` is when it was parked first, ``parked_at_us`` when it was last, ``deadline_at_us`` when its agent is
-    told that the circuit is open. The step's own state decides: a row whose step is no longer parked means nothing,
-    and the sweeper deletes it.
+    ``since_us`` is when it was first parked, ``parked_at_us`` when it was last, ``deadline_at_us`` when ``CircuitOpen``
+    is raised in its agent. The step's own state decides: a row whose step is no longer parked means nothing, and the
+    sweeper deletes it.
     """
 
     __tablename__ = "parked_steps"

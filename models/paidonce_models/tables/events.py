@@ -1,4 +1,4 @@
-"""``run_events``: the ordered log of a run's inputs, the only thing replay reads."""
+"""``run_events``: a run's event history, the ordered inputs that replay reads, and nothing else."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from paidonce_models.tables.registry import Row
 
 
 class HeldStep(Row, table=True):
-    """A step that is ``held``, the account without room for it, and what its attempt wanted to reserve there.
+    """A step that is ``held``, the account without room for it, and the amount that its attempt needed there.
 
     The step's own state decides: a row whose step is no longer held means nothing, and the sweeper deletes it.
     """

@@ -1,4 +1,4 @@
-"""``price_rows``: prices of one's own, dated, on top of the price list."""
+"""``price_rows``: your own prices, dated, which take precedence over the price list."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from paidonce_models.tables.registry import Row
 class StoredPriceRow(Row, table=True):
     """One model's own prices in ``[valid_from_us, valid_until_us)``, nano-dollars per million tokens.
 
-    Never deleted, and changed once at most: ``valid_until_us`` goes from NULL
-    to the start of the row that follows. ``provider`` is ``*`` for any;
-    ``model`` may end with ``*``; both in small letters. A NULL cache price
-    means the input price, a NULL output price that there is none.
+    Never deleted, and changed at most once: ``valid_until_us`` goes from NULL to the start
+    of the next row. ``provider`` is ``*`` for any; ``model`` may end with ``*``; both in
+    lower case. A NULL cache price means the input price, a NULL output price that there is
+    none.
     """
 
     __tablename__ = "price_rows"

@@ -1,7 +1,7 @@
-"""Where our tables are registered: a registry and a ``MetaData`` of our own.
+"""The registry and the ``MetaData`` of our tables.
 
-SQLModel's default ones belong to whoever else uses SQLModel in the process: a team's own ``workers`` or ``runs`` must
-be definable beside ours, and its ``SQLModel.metadata.create_all`` must not make our tables in its database.
+SQLModel's default ones belong to other users of SQLModel in the process: a team must be able to define its own
+``workers`` or ``runs`` beside ours, and its ``SQLModel.metadata.create_all`` must not create our tables.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from sqlalchemy.orm import registry
 from sqlmodel import SQLModel
 
 METADATA = MetaData()
-"""Of all our tables and of nobody else's."""
+"""Of our tables only."""
 
 
 class Row(SQLModel, registry=registry(metadata=METADATA)):
-    """A row of one of our tables, or what several of them have in common."""
+    """A row of one of our tables, or columns that several of them share."""

@@ -15,7 +15,7 @@ from paidonce_models.tables.registry import Row
 
 
 class _Sums(Row):
-    """What each table adds up."""
+    """The sums of each table."""
 
     calls: int = Field(sa_type=BigInteger)
     unpriced_calls: int = Field(sa_type=BigInteger)
@@ -49,7 +49,7 @@ class DailyCost(_Sums, table=True):
 
 
 class RunCost(_Sums, table=True):
-    """Settled calls of one run and UTC day that share a cause; carries what a run is grouped by."""
+    """Settled calls of one run and UTC day that share a cause; has what a run is grouped by."""
 
     __tablename__ = "run_costs"
 
@@ -63,7 +63,7 @@ class RunCost(_Sums, table=True):
 
 
 class RunTotal(_Sums, table=True):
-    """All settled calls of one run: what ``run_costs`` adds up to, for questions without a day or a cause."""
+    """All settled calls of one run: the sums of ``run_costs``, for queries without a day or a cause."""
 
     __tablename__ = "run_totals"
 

@@ -11,12 +11,12 @@ from paidonce_models.tables.registry import Row
 class Run(Row, table=True):
     """One execution of an agent.
 
-    ``last_seq`` numbers the newest event of the run's log, ``consumed_seq`` the
-    newest one the agent's coroutine has been fed; both move only under this
-    row's lock. ``wake_at_us`` is the agent's earliest timer. ``publish_at_us``
-    is when the sweeper sends an ``advance`` message (again) unless the log has
-    been consumed by then. ``lineage`` is JSON: the subjects of budgets that the
-    run draws on, its ancestors' and its own (see ``paidonce_models.budgets``).
+    ``last_seq`` is the number of the newest event of the run's history, ``consumed_seq``
+    that of the newest event which its coroutine was fed; both change only under this row's
+    lock. ``wake_at_us`` is the agent's earliest timer. ``publish_at_us`` is when the
+    sweeper sends an ``advance`` message (again) unless the history was consumed by then.
+    ``lineage`` is JSON: the subjects of budgets of the run, its ancestors' and its own
+    (see ``paidonce_models.budgets``).
     """
 
     __tablename__ = "runs"

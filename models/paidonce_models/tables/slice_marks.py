@@ -1,4 +1,4 @@
-"""``slice_marks``: which process advances a run, for as long as that may be what ends it."""
+"""``slice_marks``: which process advances a run, while that may be what ends the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paidonce_models.tables.registry import Row
 
 
 class SliceMark(Row, table=True):
-    """A run whose agent's code runs right now, or has ended the process it ran in.
+    """A run whose agent's code is running now, or has ended its process.
 
     Written only in the seconds after a process has died or started. ``worker`` is the process that advances the run,
     empty once it was found dead; ``deaths`` counts those in a row. ``signature`` is that of the agent's code there.

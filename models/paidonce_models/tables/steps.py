@@ -1,4 +1,4 @@
-"""``steps``: one row for each thing an agent asked for: a step, a tool call, a child run."""
+"""``steps``: one row for each thing an agent requested: a step, a tool call, a child run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from paidonce_models.tables.registry import Row
 
 
 class Step(Row, table=True):
-    """A step of a run, numbered from 1 in the order in which the agent asked for it.
+    """A step of a run, numbered from 1 in the order in which the agent requested it.
 
-    ``created_seq`` is the event of the run's log whose consumption led to it.
+    ``created_seq`` is the event of the run's history whose consumption led to it.
 
-    ``attempt`` is the number of the newest attempt and the fence of every write
-    by a worker. ``lost`` counts attempts whose worker vanished, ``blamed`` those
-    of them that ran alone or are known to have killed their process, ``failed``
-    those that count towards the retry policy. ``publish_at_us`` is when the sweeper
-    publishes the step's message (again) unless it has been claimed by then.
-    ``parked_us`` is how long it has stood still for open circuits, which counts
-    towards no time limit.
+    ``attempt`` is the number of the newest attempt and the fence of every write by a
+    worker. ``lost`` counts attempts whose worker vanished, ``blamed`` those of them that
+    ran alone or are known to have killed their process, ``failed`` those that count towards
+    the retry policy. ``publish_at_us`` is when the sweeper publishes the step's message
+    (again) unless it was claimed by then. ``parked_us`` is how long it was parked for open
+    circuits, which counts towards no timeout.
     """
 
     __tablename__ = "steps"

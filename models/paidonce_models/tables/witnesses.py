@@ -1,4 +1,4 @@
-"""``witnesses``: one row for each process that executes steps, with what proves that it lives."""
+"""``witnesses``: one row for each process that executes steps, with what proves that it is alive."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from paidonce_models.tables.registry import Row
 class StoredWitness(Row, table=True):
     """A process and where its sign of life is kept: see ``paidonce_models.liveness``.
 
-    ``worker`` is the owner of its leases. ``place`` names the host, its boot and its PID namespace: whoever shares it
-    can ask the operating system about ``pid``, which started at ``started`` (the kernel's own unit; empty where it is
-    not known). ``lock_key`` is the advisory lock that the process holds on the PostgreSQL server ``server``; NULL
-    where there is none. ``member_of`` is the worker it belongs to: a prefork child's parent, else itself.
-    ``died_at_us`` is when its death was seen first, ``held`` how many steps it held then.
+    ``worker`` is the owner of its leases. ``place`` names the host, its boot and its PID namespace: a process that
+    shares it can ask the operating system about ``pid``, which started at ``started`` (in the kernel's own unit; empty
+    if unknown). ``lock_key`` is the advisory lock that the process holds on the PostgreSQL server ``server``; NULL if
+    there is none. ``member_of`` is the worker it belongs to: a prefork child's parent, else itself. ``died_at_us`` is
+    when its death was first detected, ``held`` how many steps it held then.
     """
 
     __tablename__ = "witnesses"

@@ -1,4 +1,4 @@
-"""``workers``: who is alive and which code it holds; ``sweeps``: who leads the sweeping of a shard."""
+"""``workers``: which are alive and which code they hold; ``sweeps``: who leads the sweeping of a shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written on the command line, as values: a run's input and its tags."""
+"""Parses what users write on the command line: a run's input and its tags."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from paidonce.settings import load_settings
-from paidonce_models.encoding import decode_json
 from paidonce_models.errors import InvalidInput, PayloadTooLarge
+from paidonce_models.payloads.encoding import decode_json
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 MOST_ROWS = 1_000_000
-"""What ``--limit`` and its like may ask for."""
+"""The largest value of ``--limit`` and similar options."""
 LAST_STEP = 2**31 - 1
 """The last position of a step that a store can hold."""
 

@@ -1,4 +1,4 @@
-"""The worker that ``paidonce run`` starts for itself and stops at its end."""
+"""The worker that ``paidonce run`` starts, and stops when it ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
+from paidonce.cli import attached_worker
 from paidonce.cli.worker_program import worker_arguments, worker_environment
-from paidonce.home import make_folder
 from paidonce.settings import Settings
+from paidonce.store_access import make_folder
 from paidonce_models.errors import ConfigurationError, PaidonceError
-from paidonce_models.private_files import private_opener
+from paidonce_models.privacy.private_files import private_opener
 
 MAX_STARTS = 5
 _LINES_OF_LOG = 15
 _MARGIN_SECONDS = 10.0
 _ALONE = ("--without-mingle", "--without-gossip")
-"""Looking for other workers takes Celery a second and changes nothing for us."""
+"""Looking for other workers takes Celery a second and changes nothing here."""
 
 
 class BackgroundWorker:
@@ -41,11 +42,11 @@ class BackgroundWorker:
 
     @property
     def is_started(self) -> bool:
-        """Whether it was ever asked for."""
+        """Whether it was ever started."""
         return self._starts > 0
 
     def ensure(self) -> None:
-        """Start it unless it runs. Raises ``PaidonceError`` with its last words if it ended by itself."""
+        """Start it unless it runs. Raises ``PaidonceError`` with the end of its log if it exited on its own."""
         if self._process is not None:
             code = self._process.poll()
             if code is None:
@@ -59,7 +60,7 @@ class BackgroundWorker:
         self._start()
 
     def stop(self) -> None:
-        """End it by SIGTERM and wait for it; what is left after its drain time is killed."""
+        """End it with SIGTERM and wait; kill what is left after its drain time."""
         process = self._process
         if process is None:
             return
@@ -74,7 +75,7 @@ class BackgroundWorker:
             self._close()
 
     def forget_log(self) -> None:
-        """Remove the log; for an end that leaves no question open."""
+        """Remove the log, after a successful end."""
         if self.log.is_relative_to(self._settings.home):
             self.log.unlink(missing_ok=True)
 
@@ -91,7 +92,7 @@ class BackgroundWorker:
         )
         with self._open_log() as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "paidonce.cli.attached_worker", *arguments, *_ALONE],
+                [sys.executable, "-m", attached_worker.__name__, *arguments, *_ALONE],
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -12,13 +12,13 @@ EXIT_TERMINATED = 143
 
 MEANINGS: dict[int, str] = {
     EXIT_OK: "done",
-    EXIT_FAILED: "an unexpected error; the message says what, a bug shows its traceback",
-    EXIT_USAGE: "wrong usage, input that does not fit, a setting or module that cannot be used",
-    EXIT_UNAVAILABLE: "the store or the broker cannot be reached or takes nothing, or the store is at another schema",
-    4: "there is no such run or step",
-    EXIT_RUN_ENDED: "the run was waited for and failed, was cancelled or is blocked",
-    6: "the run did not end within --timeout; it goes on",
-    EXIT_INTERRUPTED: "interrupted by Ctrl-C; what was submitted is stored and goes on",
-    EXIT_TERMINATED: "ended by SIGTERM; what was submitted is stored and goes on",
+    EXIT_FAILED: "an unexpected error; the message says what went wrong, and a bug shows its traceback",
+    EXIT_USAGE: "wrong usage, invalid input, or an unusable setting or module",
+    EXIT_UNAVAILABLE: "the store or the broker cannot be reached or refuses writes, or the store is at another schema",
+    4: "no such run or step",
+    EXIT_RUN_ENDED: "the run failed, was cancelled or is blocked",
+    6: "the run did not end within --timeout; it continues",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C; submitted runs are stored and continue",
+    EXIT_TERMINATED: "ended by SIGTERM; submitted runs are stored and continue",
 }
 """Each exit code and what it says."""

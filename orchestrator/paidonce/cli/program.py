@@ -1,18 +1,16 @@
 """The program ``paidonce``: its commands, each imported when it is called, and what an error looks like.
 
-An error of ours is one line and an exit code; anything else is a bug and shows its traceback, without the words of
-exceptions that may quote what was handed over. With ``--json`` there is a document on standard output either way.
+A Paidonce error is one line and an exit code. Anything else is a bug and shows its traceback, without the text of
+exceptions that may quote user data. With ``--json`` there is a document on standard output either way.
 """
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import click
 
@@ -27,48 +25,103 @@ from paidonce.cli.output import (
     say_error,
 )
 from paidonce_models.errors import PaidonceError
-from paidonce_models.log_texts import cause_of
-from paidonce_models.safe_logs import safe_trace
-from paidonce_models.visible_text import visible, visible_lines
+from paidonce_models.privacy.log_texts import cause_of
+from paidonce_models.privacy.safe_logs import safe_trace
+from paidonce_models.privacy.visible_text import visible, visible_lines
 
 FULL_OR_BROKEN_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
-@dataclass(frozen=True)
-class CommandPlace:
-    """Where a command is defined, and its line in the list of commands."""
-
-    module: str
-    attribute: str
-    summary: str
-
-
 COMMANDS = {
-    "run": CommandPlace(
-        "paidonce.cli.run_command", "run", "Run an agent here, with a worker of its own if none is up."
-    ),
-    "worker": CommandPlace("paidonce.cli.worker_command", "worker", "Start a worker that holds these modules."),
-    "submit": CommandPlace("paidonce.cli.submit_command", "submit", "Submit a run; workers take it from there."),
-    "runs": CommandPlace("paidonce.cli.runs_command", "runs", "List runs, the newest first."),
-    "show": CommandPlace("paidonce.cli.show_command", "show", "Show a run and its steps, or one step's attempts."),
-    "costs": CommandPlace("paidonce.cli.costs_command", "costs", "Show what was spent, by whatever is asked."),
-    "bill": CommandPlace("paidonce.cli.bill_command", "bill", "Show what one run cost, step by step and call by call."),
-    "cancel": CommandPlace("paidonce.cli.cancel_command", "cancel", "Ask a run to end."),
-    "resolve": CommandPlace(
-        "paidonce.cli.resolve_command", "resolve", "Say what came of a step whose outcome nobody knows."
-    ),
-    "budget": CommandPlace("paidonce.cli.budget_command", "budget", "Limit what runs may spend, and see the limits."),
-    "breakers": CommandPlace(
-        "paidonce.cli.breakers_command", "breakers", "Look at the fleet's circuit breakers, or move one by hand."
-    ),
-    "prices": CommandPlace("paidonce.cli.prices_command", "prices", "List, set or import one's own prices."),
-    "policies": CommandPlace(
-        "paidonce.cli.policies_command", "policies", "Check the policy file, and see what holds for a tool."
-    ),
-    "db": CommandPlace("paidonce.cli.db_command", "db", "Bring the store to this version's schema, or check it."),
-    "broker": CommandPlace("paidonce.cli.broker_command", "broker", "Look at the embedded broker, or stop it."),
-    "drill": CommandPlace("paidonce.cli.drill_command", "drill", "Break things on purpose and count what it costs."),
+    "run": "Run an agent here, and start a worker for it if none is up.",
+    "worker": "Start a worker with these modules.",
+    "submit": "Submit a run for the workers to execute.",
+    "runs": "List runs, the newest first.",
+    "show": "Show a run and its steps, or one step's attempts.",
+    "costs": "Show what was spent, grouped as you like.",
+    "bill": "Show what one run cost, step by step and call by call.",
+    "cancel": "Cancel a run.",
+    "resolve": "Settle a step whose outcome is unknown or blocked.",
+    "budget": "Limit what runs may spend, and see the limits.",
+    "breakers": "Show the fleet's circuit breakers, or open and close one.",
+    "prices": "List, set or import your own prices.",
+    "policies": "Check the policy file, and show the policy of a tool.",
+    "db": "Upgrade the store to this version's schema, or check it.",
+    "broker": "Show the embedded broker's status, or stop it.",
+    "drill": "Break things on purpose and measure what it costs.",
 }
+"""The commands in the order in which a new user needs them, with their summaries."""
+
+
+def command_of(name: str) -> click.Command | None:
+    """Import one command and nothing that only others need; ``None`` if no command has that name."""
+    # ruff: noqa: PLC0415 - a command pays for its own imports only
+    match name:
+        case "run":
+            from paidonce.cli.commands.run_command import run
+
+            return run
+        case "worker":
+            from paidonce.cli.commands.worker_command import worker
+
+            return worker
+        case "submit":
+            from paidonce.cli.commands.submit_command import submit
+
+            return submit
+        case "runs":
+            from paidonce.cli.commands.runs_command import runs
+
+            return runs
+        case "show":
+            from paidonce.cli.commands.show_command import show
+
+            return show
+        case "costs":
+            from paidonce.cli.commands.costs_command import costs
+
+            return costs
+        case "bill":
+            from paidonce.cli.commands.bill_command import bill
+
+            return bill
+        case "cancel":
+            from paidonce.cli.commands.cancel_command import cancel
+
+            return cancel
+        case "resolve":
+            from paidonce.cli.commands.resolve_command import resolve
+
+            return resolve
+        case "budget":
+            from paidonce.cli.commands.budget_command import budget
+
+            return budget
+        case "breakers":
+            from paidonce.cli.commands.breakers_command import breakers
+
+            return breakers
+        case "prices":
+            from paidonce.cli.commands.prices_command import prices
+
+            return prices
+        case "policies":
+            from paidonce.cli.commands.policies_command import policies
+
+            return policies
+        case "db":
+            from paidonce.cli.commands.db_command import db
+
+            return db
+        case "broker":
+            from paidonce.cli.commands.broker_command import broker
+
+            return broker
+        case "drill":
+            from paidonce.cli.commands.drill_command import drill
+
+            return drill
+    return None
 
 
 _EXTRA_ARGUMENTS = re.compile(r"(?s)(Got unexpected extra arguments?) \(.*\)")
@@ -78,21 +131,17 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is called, so that ``paidonce --help`` imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which a new user meets them."""
+        """In the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command; ``None`` if there is none of that name."""
-        place = COMMANDS.get(cmd_name)
-        if place is None:
-            return None
-        command: click.Command = getattr(importlib.import_module(place.module), place.attribute)
-        return command
+        """Import the command; ``None`` if no command has that name."""
+        return command_of(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands from their summaries, then the exit codes."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in MEANINGS.items()])
 
@@ -113,14 +162,14 @@ def main() -> None:
 
 
 def run_program(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors have been printed."""
+    """Run one command, print its errors, and return its exit code."""
     as_json = "--json" in arguments
     try:
         code = program.main(args=list(arguments), prog_name="paidonce", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except click.ClickException as error:
-        # An input that the shell has split up arrives as arguments that nobody expects: it is not repeated.
+        # An input that the shell has split arrives as unexpected arguments, which may be user data: do not repeat it.
         said = _EXTRA_ARGUMENTS.sub(r"\1; quote the input for the shell", error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
@@ -151,7 +200,7 @@ def run_program(arguments: Sequence[str]) -> int:
         if error.errno not in FULL_OR_BROKEN_DISK:
             return _show_bug(error, as_json=as_json)
         message = (
-            f"{error.strerror}: {error.filename or 'a file under PAIDONCE_HOME'}; free space on that disk, or mend it"
+            f"{error.strerror}: {error.filename or 'a file under PAIDONCE_HOME'}; free space on that disk, or repair it"
         )
         if as_json:
             print_json(foreign_error_document(error, "disk", message))
@@ -162,7 +211,7 @@ def run_program(arguments: Sequence[str]) -> int:
 
 
 def _show_bug(error: Exception, *, as_json: bool) -> int:
-    """Of an error that is being handled."""
+    """Must be called while the error is being handled."""
     click.echo(visible_lines(safe_trace(error)), err=True)
     if as_json:
         print_json(foreign_error_document(error, "unexpected", cause_of(error)))

@@ -12,7 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from paidonce.cli.output import SafeTable, error_console, say
+from paidonce.cli.output import say
+from paidonce.cli.tables import SafeTable, error_console
 from paidonce_models.store.queries import StepView
 
 STYLES = {
@@ -29,7 +30,7 @@ _FEWEST_ROWS = 5
 
 
 class Progress(Protocol):
-    """Shows a run while it is waited for."""
+    """Shows a run while a command waits for it."""
 
     def __enter__(self) -> Self: ...
 
@@ -75,7 +76,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A table of the newest steps that is drawn over itself; the finished ones above it are only counted."""
+    """A live table of the newest steps; older ones are only counted."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -91,7 +92,7 @@ class LiveProgress:
         self._live.stop()
 
     def show(self, run_state: str, steps: Sequence[StepView]) -> None:
-        """Draw the table anew."""
+        """Redraw the table."""
         self._live.update(self._picture(run_state, steps), refresh=True)
 
     def _picture(self, run_state: str, steps: Sequence[StepView]) -> RenderableType:
@@ -106,7 +107,7 @@ class LiveProgress:
 
 
 def _remarks(step: StepView, *, quoting: bool = True) -> str:
-    """What is out of the ordinary about a step; without ``quoting`` of its error only the type, as for a log."""
+    """What is unusual about a step; without ``quoting``, only the type of its error, as in a log."""
     remarks = []
     if step.attempts > 1:
         remarks.append(f"attempt {step.attempts}")

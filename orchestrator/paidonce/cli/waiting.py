@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from paidonce.cli.background_worker import BackgroundWorker
-from paidonce.cli.connections import workers_alive
+from paidonce.cli.live_workers import workers_alive
 from paidonce.cli.progress import Progress
 from paidonce.client import Client
-from paidonce.declarations import AgentDeclaration
+from paidonce.declarations.declaration import AgentDeclaration
 from paidonce_models.states import RunState
 from paidonce_models.store.queries import read_state, read_steps
 
@@ -16,11 +16,11 @@ LOOK_EVERY_SECONDS = 0.15
 LOOK_FOR_WORKERS_EVERY_SECONDS = 2.0
 SHARE_OF_TIME_SPENT_LOOKING = 0.1
 UNBLOCK_SECONDS = 15.0
-"""How long a blocked run is given: a worker with mended code that has just started lets it go on."""
+"""How long a blocked run is given, because a worker with fixed code may just have started and unblock it."""
 
 
 class RunWatch:
-    """Shows a run until it has ended or cannot go on."""
+    """Shows a run until it has ended or stays blocked."""
 
     def __init__(
         self, *, client: Client, run_id: str, agent: AgentDeclaration[..., object], worker: BackgroundWorker
@@ -62,7 +62,7 @@ class RunWatch:
         return now - self._blocked_since >= patience
 
     def _keep_a_worker(self) -> None:
-        """Ours, once started, is kept running; until then any live worker that holds the agent will do."""
+        """Keep our worker running once it is started; until then any live worker that holds the agent will do."""
         if self._worker.is_started:
             self._worker.ensure()
             return
@@ -70,5 +70,7 @@ class RunWatch:
         if now < self._look_for_workers_at:
             return
         self._look_for_workers_at = now + LOOK_FOR_WORKERS_EVERY_SECONDS
-        if not any(self._agent in worker.agents for worker in workers_alive(self._client)):
+        if not any(
+            self._agent in worker.agents for worker in workers_alive(self._client.database, self._client.settings)
+        ):
             self._worker.ensure()

@@ -1,7 +1,6 @@
 """The command line and the environment of a worker program, the same for ``paidonce worker`` and ``paidonce run``.
 
-The worker is ``celery -A paidonce_workers worker`` in this interpreter. This side never imports that package:
-imports go from workers to orchestrator.
+The worker is ``celery -A paidonce_workers worker`` in this interpreter.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from paidonce.registry import Registry
+import paidonce_workers
+from paidonce.declarations.registry import Registry
 from paidonce_models.queues import DEFAULT_QUEUE, SUBMIT_QUEUE, full_queue_name
 
-CELERY_ARGUMENTS = ("-A", "paidonce_workers", "worker")
+CELERY_ARGUMENTS = ("-A", paidonce_workers.__name__, "worker")
 
 
 def worker_arguments(
@@ -25,7 +25,7 @@ def worker_arguments(
     pool: str | None = None,
     queues: Iterable[str] = (),
 ) -> list[str]:
-    """What follows ``celery``. Without ``queues`` the worker takes its default ones."""
+    """The arguments of ``celery``. Without ``queues`` the worker consumes the default ones."""
     arguments = [*CELERY_ARGUMENTS, "-n", f"{name}@%h", "--loglevel", log_level]
     if concurrency is not None:
         arguments += ["--concurrency", str(concurrency)]
@@ -33,13 +33,13 @@ def worker_arguments(
         arguments += ["--pool", pool]
     names = [full_queue_name(queue) for queue in queues]
     if names:
-        # Every worker takes what producers without our code submit.
+        # Every worker consumes submissions of producers without the database.
         arguments += ["--queues", ",".join(dict.fromkeys([*names, SUBMIT_QUEUE]))]
     return arguments
 
 
 def worker_environment(modules: Sequence[ModuleType]) -> dict[str, str]:
-    """This process's environment with the modules to hold, and with the folders where they were found."""
+    """This process's environment with the modules to load, and the folders where they were found."""
     folders = [str(Path.cwd()), *(folder for module in modules if (folder := _root_folder(module)) is not None)]
     known = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     return {

@@ -1,1 +1,1 @@
-"""Drills: breaking a fleet on purpose and counting, outside of it, what was repeated."""
+"""Drills: break a fleet on purpose and count, outside it, what was repeated."""

@@ -1,4 +1,4 @@
-"""The agents that drills run: each step makes one paid call to the counting server."""
+"""The agents of the crash drill: each step makes one paid call to the counting server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import urllib.request
 from paidonce import agent, current_step, record_usage, step
 
 MAX_LOST = 1000
-"""No step is given up because it was unlucky: whoever orders many kills wants to see every run finish."""
+"""No step fails because it was unlucky: a drill with many kills must still see every run finish."""
 
 
 @step(max_lost=MAX_LOST)
@@ -51,7 +51,7 @@ def _call(server: str, number: int, latency_ms: float, answer_bytes: int) -> str
 
 @agent
 async def drill_agent(server: str, steps: int, latency_ms: float = 20.0, answer_bytes: int = 200) -> int:
-    """``steps`` paid calls one after the other, plain and asynchronous in turn; returns how many answers came."""
+    """``steps`` paid calls in sequence, plain and asynchronous in turn; returns how many responses arrived."""
     answers = 0
     for number in range(steps):
         call = paid_call if number % 2 == 0 else paid_call_in_thread

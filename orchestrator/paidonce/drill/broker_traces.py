@@ -1,6 +1,6 @@
-"""What a drill leaves on a broker that it was given: the queues and exchanges of its namespace, which nobody else has.
+"""Removes what a drill leaves on a given broker: the queues and exchanges of its own namespace.
 
-Deleted at the end, once the fleet has stopped. A namespace of a team is never deleted: its submissions are in there.
+Called at the end, once the fleet has stopped. A team's namespace is never deleted: its submissions are in there.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from paidonce.celery_app import PaidonceCelery, build_celery_app, speaks_amqp
+from paidonce.broker.celery_app import PaidonceCelery, build_celery_app, speaks_amqp
 from paidonce.settings import Settings
 from paidonce_models.errors import BrokerUnreachable
 from paidonce_models.queues import broker_scope
 
 
 def remove_broker_traces(settings: Settings) -> None:
-    """Delete what the drill's namespace has on its broker; does nothing where that has gone away."""
+    """Delete what the drill's namespace has on its broker; does nothing if the broker is gone."""
     scope = broker_scope(settings.namespace)
     if scope is None:
         raise ValueError("a drill has a namespace of its own")
@@ -34,7 +34,7 @@ def _remove(app: PaidonceCelery, scope: str, channel: Any) -> None:
     for queue in app.conf.task_queues:
         found = queue(channel)
         if not amqp:
-            found.purge()  # what a list on Redis is deleted by
+            found.purge()  # deletes a list on Redis
         found.delete()
     if amqp:
         for exchange in (f"{scope}.pidbox", f"reply.{scope}.pidbox", f"{scope}.events"):

@@ -1,10 +1,10 @@
-"""A stand-in for a paid API that counts what reaches it. Run as a process of its own; imports nothing of Paidonce.
+"""A stand-in for a paid API that counts its requests. Run as a separate process; imports nothing of Paidonce.
 
-POST /call takes JSON with ``run``, ``step``, ``attempt`` and answers after
+POST /call takes JSON with ``run``, ``step``, ``attempt`` and responds after
 ``latency_ms`` with text and token usage. POST /tool stands for a dependency: it
-answers 503 while there is an outage, which POST /outage with ``seconds``
-begins. GET /requests returns every request of the two with its path, its status
-and its arrival time in seconds since the epoch, in order.
+responds 503 during an outage, which POST /outage with ``seconds`` starts. GET /requests
+returns every request of the two with its path, its status and its arrival time in
+seconds since the epoch, in order.
 
     python counting_server.py PORT_FILE
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 class CountingServer(ThreadingHTTPServer):
-    """Keeps every request it was sent."""
+    """Keeps every request that it receives."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -41,14 +41,14 @@ class Handler(BaseHTTPRequestHandler):
     server: CountingServer
 
     def do_POST(self) -> None:
-        """Count first, answer later: what arrived is paid."""
+        """Count first, respond later: a request that arrived is paid for."""
         if self.path == "/outage":
             self._begin_outage()
             return
         arrived = time.time()
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        if len(body) < length:  # the caller died before it had asked for anything
+        if len(body) < length:  # the caller died before it had sent its request
             self.close_connection = True
             return
         asked = json.loads(body)
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main(port_file: str) -> None:
-    """Serve until killed or orphaned; the port goes into ``port_file`` once it is known."""
+    """Serve until killed or orphaned; writes the port to ``port_file`` once it is known."""
     server = CountingServer()
     parent = os.getppid()
 

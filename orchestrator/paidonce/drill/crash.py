@@ -1,7 +1,7 @@
 """``paidonce drill crash``: agents against a counting server while workers are killed at random moments.
 
-Owns the course of the drill: it starts everything, submits, kills, waits and
-gathers the evidence. What was done and seen is judged in ``evidence``.
+Owns the course of the drill: starts everything, submits, kills, waits and gathers the
+evidence, which ``evidence`` judges.
 """
 
 from __future__ import annotations
@@ -15,41 +15,54 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import Select, bindparam, func, select
 
 from paidonce.client import Client
 from paidonce.drill import agents
 from paidonce.drill.broker_traces import remove_broker_traces
-from paidonce.drill.evidence import Evidence, Kill, gather_evidence, process_of
+from paidonce.drill.evidence import UNFINISHED_RUNS, Evidence, Kill, gather_evidence, process_of
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
-from paidonce.opening import open_store
 from paidonce.settings import Settings, load_settings
+from paidonce.store_access import open_store
+from paidonce_models.database.schema import upgrade
 from paidonce_models.errors import ConfigurationError, StoreError
-from paidonce_models.private_files import make_private_folder
-from paidonce_models.schema import upgrade
+from paidonce_models.privacy.private_files import make_private_folder
+from paidonce_models.states import RunState, StepState
+from paidonce_models.store.columns import STORE_NOW, Attempt, Run, Step, Worker, col, rows
 
 POLL_SECONDS = 0.1
 SOONEST_KILL_SECONDS = 0.3
 SECONDS_TO_RECOVER = 1.0
-"""Between kills that are measured: others must be up, or what is measured is their start."""
+"""Seconds between measured kills: other workers must be up, or their start would be measured."""
 START_SECONDS = 60.0
 
-_UNFINISHED = text(
-    "SELECT count(*) FROM runs WHERE namespace = :namespace AND state NOT IN ('succeeded', 'failed', 'cancelled')"
+_SUCCEEDED = (
+    select(func.count())
+    .select_from(rows(Run))
+    .where(col(Run.namespace) == bindparam("namespace"), col(Run.state) == RunState.SUCCEEDED.value)
 )
-_SUCCEEDED = text("SELECT count(*) FROM runs WHERE namespace = :namespace AND state = 'succeeded'")
-_FINISHED_STEPS = text("SELECT count(*) FROM steps WHERE namespace = :namespace AND state = 'succeeded'")
-_REGISTERED_PIDS = text("SELECT pid FROM workers WHERE namespace = :namespace")
-_UNDER_WAY = text("SELECT DISTINCT worker FROM attempts WHERE namespace = :namespace AND outcome IS NULL")
-_LIVE_WORKERS = text(
-    "SELECT count(*) FROM workers WHERE stopped_at_us IS NULL AND seen_at_us > paidonce_now() - 15000000"
+_FINISHED_STEPS = (
+    select(func.count())
+    .select_from(rows(Step))
+    .where(col(Step.namespace) == bindparam("namespace"), col(Step.state) == StepState.SUCCEEDED.value)
+)
+_REGISTERED_PIDS = select(col(Worker.pid)).where(col(Worker.namespace) == bindparam("namespace"))
+_UNDER_WAY = (
+    select(col(Attempt.worker))
+    .distinct()
+    .where(col(Attempt.namespace) == bindparam("namespace"), col(Attempt.outcome).is_(None))
+)
+_LIVE_WORKERS = (
+    select(func.count())
+    .select_from(rows(Worker))
+    .where(col(Worker.stopped_at_us).is_(None), col(Worker.seen_at_us) > STORE_NOW - 15_000_000)
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrashDrill:
-    """What to do. ``database_url`` and ``broker_url`` None take SQLite and the embedded broker of a fresh folder."""
+    """The options. ``database_url`` and ``broker_url`` ``None``: SQLite and the embedded broker in a fresh folder."""
 
     runs: int = 20
     steps: int = 48
@@ -64,12 +77,12 @@ class CrashDrill:
     broker_url: str | None = None
     limit_seconds: float = 600.0
     ends_with_the_kills: bool = False
-    """Whether the drill is over once all kills are recovered from, rather than once all runs have ended."""
+    """Whether the drill ends once all kills are recovered from, rather than once all runs have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrashReport:
-    """What came of it."""
+    """The result."""
 
     evidence: Evidence
     runs: int
@@ -84,10 +97,10 @@ class CrashReport:
 
 
 def run_crash_drill(drill: CrashDrill, say: Callable[[str], None], folder: Path | None = None) -> CrashReport:
-    """Run the drill; ``say`` is told what happens. Leaves no process behind.
+    """Run the drill; ``say`` receives progress messages. Leaves no process behind.
 
     ``folder`` keeps the workers' logs and the default store; ``None`` uses one that is deleted afterwards.
-    Raises ``ConfigurationError`` where the store is in use: a drill kills workers, and never somebody else's.
+    Raises ``ConfigurationError`` if the store is in use: a drill kills workers, but never those of others.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -122,7 +135,7 @@ def _prepare_store(settings: Settings) -> None:
     try:
         upgrade(database)
         with database.read() as connection:
-            live = int(connection.execute(_LIVE_WORKERS).scalar_one())
+            live = connection.execute(_LIVE_WORKERS).scalar_one()
     finally:
         database.close()
     if live:
@@ -133,7 +146,7 @@ def _prepare_store(settings: Settings) -> None:
 
 
 class _Course:
-    """One drill under way."""
+    """One running drill."""
 
     def __init__(
         self,
@@ -165,7 +178,7 @@ class _Course:
                 key=f"drill-{number}",
             )
         self._say(f"{self._drill.runs} runs of {self._drill.steps} paid steps on {self._drill.workers} workers")
-        while (unfinished := self._count(_UNFINISHED)) > 0:
+        while (unfinished := self._count(UNFINISHED_RUNS)) > 0:
             if time.monotonic() - began > self._drill.limit_seconds:
                 self._say(f"{unfinished} runs have not finished within {self._drill.limit_seconds:.0f} s")
                 break
@@ -190,16 +203,16 @@ class _Course:
         return report
 
     def _wait_until_all_registered(self) -> None:
-        """Work that is done before the last worker has started would be over before a kill shows anything."""
+        """Work that is done before the last worker has started would be over before a kill proves anything."""
         end = time.monotonic() + START_SECONDS
         while not self._all_registered():
             if time.monotonic() > end:
-                self._say(f"not every worker has registered within {START_SECONDS:.0f} s; the drill goes on without it")
+                self._say(f"not every worker has registered within {START_SECONDS:.0f} s; it is not waited for")
                 return
             time.sleep(POLL_SECONDS)
 
     def _kill_when_it_is_time(self, unfinished: int) -> None:
-        """The next kill comes after a random pause, or earlier where the work would be done before it."""
+        """The next kill comes after a random pause, or earlier if the work would be done before it."""
         now = time.monotonic()
         if self._next_kill is None:
             if self._all_registered():
@@ -216,7 +229,7 @@ class _Course:
             self._next_kill = None
 
     def _kill_one(self, unfinished: int) -> Kill:
-        """A worker as a whole; of a prefork worker also its parent alone, one of its children, or all of them."""
+        """Kill a whole worker; of a prefork worker also its parent alone, one of its children, or all of them."""
         busy = self._busy_processes()
         children_of = {
             number: self._fleet.children(number) if self._fleet.pool_of(number) == "prefork" else []
@@ -226,7 +239,7 @@ class _Course:
             number for number, children in children_of.items() if busy & {self._fleet.processes[number].pid, *children}
         ]
         victim = self._chance.choice(working or range(self._drill.workers))
-        left = f"({unfinished} runs under way)"
+        left = f"({unfinished} runs unfinished)"
         children = children_of[victim]
         whom = self._chance.choice(["worker", "parent", "child", "children"]) if children else "worker"
         if whom == "child":
@@ -246,22 +259,21 @@ class _Course:
         return killed
 
     def _busy_processes(self) -> set[int]:
-        """Those that execute a step: a kill of any other shows nothing."""
+        """The processes that execute a step: killing any other proves nothing."""
         with self._client.database.read() as connection:
-            found = connection.execute(_UNDER_WAY, {"namespace": self._settings.namespace})
-            return {process_of(row.worker) for row in found}
+            found = connection.execute(_UNDER_WAY, {"namespace": self._settings.namespace}).scalars()
+            return {process_of(worker) for worker in found}
 
     def _all_registered(self) -> bool:
-        """Whether every worker of the fleet takes part: a kill of one that still starts would show nothing."""
+        """Whether every worker of the fleet is registered: killing one that is still starting would prove nothing."""
         try:
             with self._client.database.read() as connection:
                 found = connection.execute(_REGISTERED_PIDS, {"namespace": self._settings.namespace})
-                registered = {row.pid for row in found}
+                registered = set(found.scalars())
         except StoreError:
             return False
         return all(process.pid in registered for process in self._fleet.processes)
 
-    def _count(self, query: object) -> int:
+    def _count(self, query: Select[int]) -> int:
         with self._client.database.read() as connection:
-            counted = connection.execute(query, {"namespace": self._settings.namespace})  # type: ignore[call-overload]  # a text clause
-            return int(counted.scalar_one())
+            return connection.execute(query, {"namespace": self._settings.namespace}).scalar_one()

@@ -1,6 +1,6 @@
 """What a drill proves: the counting server's list against the store's attempts.
 
-Reads the store and what it is handed; starts, kills and decides nothing.
+Reads the store and its arguments; starts, kills and decides nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +11,37 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, bindparam, func, select
+
+from paidonce_models.states import RUN_TERMINAL
+from paidonce_models.store.columns import Attempt, Avoided, Run, col, cols, constants, rows, rows_of
 
 BEYOND = frozenset({"lost", "fenced"})
 """How an attempt may have ended besides the accepted one of its step."""
 
-_ATTEMPTS = text(
-    "SELECT run_id, position, number, worker, claimed_at_us, ended_at_us, outcome, cost_nanousd, error FROM attempts "
-    "WHERE namespace = :namespace ORDER BY run_id, position, number"
+UNFINISHED_RUNS = (
+    select(func.count())
+    .select_from(rows(Run))
+    .where(col(Run.namespace) == bindparam("namespace"), col(Run.state).not_in(constants(sorted(RUN_TERMINAL))))
 )
-_AVOIDED = text("SELECT coalesce(sum(cost_nanousd), 0) FROM avoided WHERE namespace = :namespace")
+_ATTEMPTS = (
+    select(
+        *cols(Attempt.run_id, Attempt.position, Attempt.number, Attempt.worker, Attempt.claimed_at_us),
+        *cols(Attempt.ended_at_us, Attempt.outcome, Attempt.cost_nanousd, Attempt.error),
+    )
+    .where(col(Attempt.namespace) == bindparam("namespace"))
+    .order_by(*cols(Attempt.run_id, Attempt.position, Attempt.number))
+)
+_AVOIDED = select(func.coalesce(func.sum(col(Avoided.cost_nanousd)), 0)).where(
+    col(Avoided.namespace) == bindparam("namespace")
+)
 
 StepKey = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """A SIGKILL: when, in seconds since the epoch, and every process that it ended."""
+    """A SIGKILL: its time in seconds since the epoch, and every process that it ended."""
 
     at_seconds: float
     pids: frozenset[int]
@@ -42,15 +56,15 @@ class Evidence:
     repeated: int = 0
     """Requests of a step that arrived after its accepted attempt had been committed."""
     unaccounted: int = 0
-    """Requests beyond a step's attempts, and further attempts that are neither lost nor fenced nor handed back."""
+    """Requests beyond a step's attempts, and further attempts that are neither lost nor fenced nor released."""
     twice_accepted: int = 0
     lost: int = 0
     fenced: int = 0
     handed_back: int = 0
     recoveries_seconds: list[float] = field(default_factory=list)
-    """From a kill to the next attempt's claim, for each step that a process ended by it held."""
+    """Seconds from a kill to the next attempt's claim, for each step that a killed process held."""
     slowest_by_kill: dict[float, float] = field(default_factory=dict)
-    """The longest of them for each kill, by the moment of the kill."""
+    """The longest of them for each kill, by the time of the kill."""
     spent_nanousd: int = 0
     avoided_nanousd: int = 0
     """What programs that start over after a crash would have paid again."""
@@ -70,11 +84,11 @@ class Evidence:
         return _quantile(self.recoveries_seconds, quantile)
 
     def recovery_by_kill(self, quantile: float) -> float | None:
-        """The same over kills, each of which counts once, with the last of its steps that went on."""
+        """The same over kills, each of which counts once, by the last of its steps that continued."""
         return _quantile(self.slowest_by_kill.values(), quantile)
 
     def note_recovery(self, killed_at: float, seconds: float) -> None:
-        """A step went on so long after a kill."""
+        """A step continued so long after a kill."""
         self.recoveries_seconds.append(seconds)
         self.slowest_by_kill[killed_at] = max(seconds, self.slowest_by_kill.get(killed_at, 0.0))
 
@@ -87,13 +101,13 @@ def _quantile(values: Iterable[float], quantile: float) -> float | None:
 def gather_evidence(
     connection: Connection, requests: Sequence[Mapping[str, object]], kills: Sequence[Kill], *, namespace: str
 ) -> Evidence:
-    """Hold the server's requests against the store's attempts. Expects both clocks to agree (one machine)."""
+    """Compare the server's requests with the store's attempts. Expects both clocks to agree (one machine)."""
     evidence = Evidence(requests=len(requests))
-    attempts: dict[StepKey, list[Row[tuple[object, ...]]]] = {}
-    for row in connection.execute(_ATTEMPTS, {"namespace": namespace}):
+    attempts: dict[StepKey, list[Attempt]] = {}
+    for row in rows_of(Attempt, connection.execute(_ATTEMPTS, {"namespace": namespace})):
         attempts.setdefault((row.run_id, row.position), []).append(row)
         evidence.spent_nanousd += row.cost_nanousd or 0
-    evidence.avoided_nanousd = int(connection.execute(_AVOIDED, {"namespace": namespace}).scalar_one())
+    evidence.avoided_nanousd = int(connection.execute(_AVOIDED, {"namespace": namespace}).scalar_one() or 0)
     evidence.steps = len(attempts)
     seen: Counter[StepKey] = Counter()
     for request in requests:
@@ -110,7 +124,7 @@ def gather_evidence(
     return evidence
 
 
-def _count_outcomes(evidence: Evidence, tried: Sequence[Row[tuple[object, ...]]]) -> None:
+def _count_outcomes(evidence: Evidence, tried: Sequence[Attempt]) -> None:
     accepted = 0
     for row in tried:
         accepted += row.outcome == "accepted"
@@ -122,7 +136,7 @@ def _count_outcomes(evidence: Evidence, tried: Sequence[Row[tuple[object, ...]]]
     evidence.twice_accepted += max(accepted - 1, 0)
 
 
-def _note_recoveries(evidence: Evidence, tried: Sequence[Row[tuple[object, ...]]], kills: Sequence[Kill]) -> None:
+def _note_recoveries(evidence: Evidence, tried: Sequence[Attempt], kills: Sequence[Kill]) -> None:
     for attempt, successor in itertools.pairwise(tried):
         if attempt.outcome not in BEYOND:
             continue

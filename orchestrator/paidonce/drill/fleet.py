@@ -12,18 +12,20 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
+import paidonce_workers
+from paidonce.drill import agents
 from paidonce.drill.evidence import Kill
 from paidonce_models.errors import ConfigurationError
-from paidonce_models.private_files import make_private_folder, private_opener
+from paidonce_models.privacy.private_files import make_private_folder, private_opener
 
-DRILL_AGENTS = "paidonce.drill.agents"
 START_SECONDS = 30.0
 MIXED_POOLS = ("threads", "prefork")
 
 
 class CountingServerProcess:
-    """The counting server, a process of its own."""
+    """The counting server in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         make_private_folder(folder)
@@ -48,7 +50,7 @@ class CountingServerProcess:
         return counted
 
     def begin_outage(self, seconds: float) -> tuple[float, float]:
-        """The tool that the server stands for fails from now on for so long; when it began and when it ends."""
+        """Let the server's tool fail from now on for ``seconds``; returns when that starts and ends."""
         request = urllib.request.Request(f"{self.url}/outage", data=json.dumps({"seconds": seconds}).encode())
         with urllib.request.urlopen(request, timeout=30) as response:
             answer = json.load(response)
@@ -58,6 +60,27 @@ class CountingServerProcess:
         """End the server."""
         self.process.kill()
         self.process.wait()
+
+
+class WorkerProcess(Protocol):
+    """The part of ``subprocess.Popen`` that a fleet needs."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code; ``None`` while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises ``subprocess.TimeoutExpired``."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal, if it still runs."""
 
 
 class Fleet:
@@ -71,18 +94,18 @@ class Fleet:
         size: int,
         concurrency: int,
         pool: str | None = None,
-        modules: str = DRILL_AGENTS,
+        modules: str = agents.__name__,
     ) -> None:
-        """``environment`` are settings for the workers, on top of this process's own environment.
+        """``environment`` are settings for the workers, in addition to this process's environment.
 
-        ``pool`` is the pool of all of them, ``mixed`` gives them threads and prefork in turn.
+        ``pool`` is the pool of all of them; ``mixed`` alternates threads and prefork.
         """
         self._environment = {**os.environ, **environment, "PAIDONCE_AGENTS": modules}
         self._folder = folder
         self._arguments = ["--concurrency", str(concurrency), "--without-gossip", "--without-mingle", "-l", "INFO"]
         self._pool = pool
         self._groups: list[int] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[WorkerProcess] = []
         for number in range(size):
             self.processes.append(self._start(number))
 
@@ -91,28 +114,36 @@ class Fleet:
         return MIXED_POOLS[number % len(MIXED_POOLS)] if self._pool == "mixed" else self._pool
 
     def add(self, environment: Mapping[str, str] | None = None) -> int:
-        """Start one more worker, with more settings of its own; returns its number."""
+        """Start one more worker, with additional settings; returns its number."""
         self.processes.append(self._start(len(self.processes), environment or {}))
         return len(self.processes) - 1
 
-    def _start(self, number: int, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
+    def _start(self, number: int, environment: Mapping[str, str] = MappingProxyType({})) -> WorkerProcess:
         pool = self.pool_of(number)
         arguments = [*self._arguments, *(() if pool is None else ("--pool", pool))]
         name = f"drill{number}-{time.time_ns()}@%h"
         with open(self.log(number), "ab", opener=private_opener) as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "paidonce_workers", "worker", "-n", name, *arguments],
-                env={**self._environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            process = self._begin(
+                ["-A", paidonce_workers.__name__, "worker", "-n", name, *arguments],
+                {**self._environment, **environment},
+                log.fileno(),
             )
         self._groups.append(process.pid)
         return process
 
+    def _begin(self, arguments: Sequence[str], environment: Mapping[str, str], log: int) -> WorkerProcess:
+        """Start Celery's command in a session of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
     def log(self, number: int) -> Path:
-        """Where the workers of this number write what they have to say."""
+        """The log file of the workers with this number."""
         return self._folder / f"worker-{number}.log"
 
     def children(self, number: int) -> list[int]:
@@ -156,11 +187,11 @@ class Fleet:
         return Kill(at_seconds=killed, pids=frozenset(pids))
 
     def restart(self, number: int) -> None:
-        """Start a worker in the place of one that has ended."""
+        """Start a worker in place of one that has ended."""
         self.processes[number] = self._start(number)
 
     def stop(self) -> None:
-        """End every worker at once, orphans of killed parents included."""
+        """End every worker at once, including orphans of killed parents."""
         for group in self._groups:
             _signal_group(group)
         for process in self.processes:
@@ -171,7 +202,7 @@ def _signal_group(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # nobody of it is left
+        pass  # none of its processes is left
 
 
 def _parents() -> dict[int, int]:

@@ -1,7 +1,7 @@
 """``paidonce drill outage``: many agents while their tool is down, with the circuit breaker and without it.
 
-Owns the course of one side: it starts a fleet, takes the tool down, submits, waits, and counts what reached the
-tool's own server. What must hold is judged in ``outage_report``.
+Owns the course of one side: starts a fleet, takes the tool down, submits, waits, and counts what reached the tool's own
+server. ``outage_report`` judges what must hold.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import Select, bindparam, func, select
 
-from paidonce.client import Client, RunHandle
+from paidonce.client import Client
 from paidonce.drill import outage_agents
 from paidonce.drill.broker_traces import remove_broker_traces
+from paidonce.drill.evidence import UNFINISHED_RUNS
 from paidonce.drill.fleet import CountingServerProcess, Fleet
 from paidonce.embedded import stop_embedded
-from paidonce.opening import open_store
 from paidonce.policies import BreakerPolicy
+from paidonce.run_handle import RunHandle
 from paidonce.settings import load_settings
-from paidonce_models.private_files import make_private_folder
-from paidonce_models.schema import upgrade
+from paidonce.store_access import open_store
+from paidonce_models.database.schema import upgrade
+from paidonce_models.privacy.private_files import make_private_folder
+from paidonce_models.states import RunState
+from paidonce_models.store.columns import Call, Run, Worker, col, rows
 
 POLL_SECONDS = 0.05
 START_SECONDS = 60.0
@@ -35,7 +39,7 @@ BYSTANDER_STEPS = 20
 BYSTANDERS = 4
 LATENCY_MS = 50.0
 BREAKER = BreakerPolicy(open_base_seconds=5.0, open_cap_seconds=10.0)
-"""Sooner than the defaults, so that the drill takes a minute."""
+"""Shorter than the defaults, so that the drill takes a minute."""
 POLICIES = f"""\
 policies:
   lookup:
@@ -45,22 +49,23 @@ targets:
   look_up: lookup
 """
 
-_REGISTERED = text("SELECT count(*) FROM workers WHERE namespace = :namespace AND stopped_at_us IS NULL")
-_UNFINISHED = text(
-    "SELECT count(*) FROM runs WHERE namespace = :namespace AND state NOT IN ('succeeded', 'failed', 'cancelled')"
+_REGISTERED = (
+    select(func.count())
+    .select_from(rows(Worker))
+    .where(col(Worker.namespace) == bindparam("namespace"), col(Worker.stopped_at_us).is_(None))
 )
-_FINISHED_AT = text(
-    "SELECT min(finished_at_us) / 1000000.0 FROM runs WHERE namespace = :namespace AND agent = 'researcher' "
-    "AND state = 'succeeded' AND finished_at_us > :after_us"
+_FINISHED_AT = select(func.min(col(Run.finished_at_us))).where(
+    col(Run.namespace) == bindparam("namespace"),
+    col(Run.agent) == "researcher",
+    col(Run.state) == RunState.SUCCEEDED.value,
+    col(Run.finished_at_us) > bindparam("after_us"),
 )
-_SPENT = text(
-    "SELECT coalesce(sum(cost_nanousd), 0) AS nanousd, count(*) AS calls FROM calls WHERE namespace = :namespace"
-)
+_SPENT = select(func.coalesce(func.sum(col(Call.cost_nanousd)), 0)).where(col(Call.namespace) == bindparam("namespace"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutageDrill:
-    """What to do. ``database_url`` and ``broker_url`` None take SQLite and the embedded broker of a fresh folder."""
+    """The options. ``database_url`` and ``broker_url`` ``None``: SQLite and the embedded broker in a fresh folder."""
 
     runs: int = 50
     workers: int = 4
@@ -73,23 +78,23 @@ class OutageDrill:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What was seen with the breaker, or without it. Counts are those of the tool's and the model's own server."""
+    """The observations with the breaker, or without it. Counts are those of the tool's and the model's own server."""
 
     has_breaker: bool
     runs: int
     answered: int
-    """Runs that came to their full result."""
+    """Runs that returned their full result."""
     tool_calls_while_down: int
     model_calls_about_failures: int
-    """While the tool was down: calls in which the model was told of a failure."""
+    """While the tool was down: model calls that were about a failure."""
     model_calls: int
     spent_nanousd: int
     first_finished_seconds: float | None
-    """After the tool was back, until the first run had finished."""
+    """Seconds after the tool was back until the first run had finished."""
     all_finished_seconds: float | None
     bystander_before_seconds: float
     bystander_while_down_seconds: float
-    """Of a run that never needs the tool, in the middle of several."""
+    """Median seconds of a run that never needs the tool."""
 
 
 def run_side(drill: OutageDrill, *, has_breaker: bool, say: Callable[[str], None], folder: Path | None = None) -> Side:
@@ -158,11 +163,11 @@ class _Course:
         )
         time.sleep(max(0.0, ends - time.time()))
         self._say("the tool is back")
-        finished = self._wait(lambda: self._count(_UNFINISHED) == 0, self._drill.limit_seconds)
+        finished = self._wait(lambda: self._count(UNFINISHED_RUNS) == 0, self._drill.limit_seconds)
         ended = time.time()
         requests = self._server.requests()
-        spent = self._row(_SPENT)
-        first = self._row(_FINISHED_AT, after_us=int(ends * 1e6))[0]
+        spent = self._read(_SPENT)
+        first = self._read(_FINISHED_AT, after_us=int(ends * 1e6))
         return Side(
             has_breaker=has_breaker,
             runs=self._drill.runs,
@@ -174,15 +179,15 @@ class _Course:
                 bool(request.get("failures")) and began <= _arrived(request) < ends for request in requests
             ),
             model_calls=sum(request["path"] == "/call" and "failures" in request for request in requests),
-            spent_nanousd=int(str(spent[0])),
-            first_finished_seconds=None if first is None else float(str(first)) - ends,
+            spent_nanousd=int(spent or 0),
+            first_finished_seconds=None if first is None else first / 1e6 - ends,
             all_finished_seconds=ended - ends if finished else None,
             bystander_before_seconds=statistics.median(before),
             bystander_while_down_seconds=statistics.median(while_down),
         )
 
     def _bystanders(self, name: str) -> Sequence[float]:
-        """How long runs take that never need the tool, one after the other."""
+        """The durations of runs that never need the tool, one after the other."""
         taken = []
         for number in range(BYSTANDERS):
             given = {"server": self._server.url, "steps": BYSTANDER_STEPS, "latency_ms": LATENCY_MS}
@@ -199,14 +204,13 @@ class _Course:
             time.sleep(POLL_SECONDS)
         return True
 
-    def _count(self, query: object) -> int:
-        return int(str(self._row(query)[0]))
+    def _count(self, query: Select[int]) -> int:
+        return self._read(query) or 0
 
-    def _row(self, query: object, **parameters: object) -> Sequence[object]:
+    def _read(self, query: Select[int | None] | Select[int], **parameters: object) -> int | None:
         parameters["namespace"] = self._client.settings.namespace
         with self._client.database.read() as connection:
-            row: Sequence[object] = connection.execute(query, parameters).one()  # type: ignore[call-overload]  # a text clause
-            return row
+            return connection.execute(query, parameters).scalar_one()
 
 
 def _answers(handle: RunHandle) -> int | None:

@@ -1,4 +1,4 @@
-"""The agents of the outage drill: one that thinks about what its tool said, and one that never needs that tool."""
+"""The agents of the outage drill: one that reasons about its tool's response, and one that never needs that tool."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import urllib.request
 from paidonce import StepFailed, agent, current_step, record_usage, step, tool
 
 MAX_THOUGHTS = 500
-"""A run that has been told of so many failures gives up; without a breaker some do."""
+"""A run that saw so many failures gives up; without a breaker some do."""
 
 
 def _post(server: str, path: str, asked: dict[str, object]) -> dict[str, object]:
@@ -23,7 +23,7 @@ def _post(server: str, path: str, asked: dict[str, object]) -> dict[str, object]
 
 @step
 async def think(server: str, question: str, failures: int, latency_ms: float) -> str:
-    """A model call. ``failures`` of the tool are in what the model is told."""
+    """A model call. ``failures`` of the tool are in the model's input."""
     asked: dict[str, object] = {"failures": failures, "latency_ms": latency_ms}
     await asyncio.to_thread(_post, server, "/call", asked)
     record_usage(provider="openai", model="gpt-4o-mini", input_tokens=1000 + 200 * failures, output_tokens=200)
@@ -44,7 +44,7 @@ def look_elsewhere(server: str, query: str, latency_ms: float) -> str:
 
 @agent
 async def researcher(server: str, questions: int, latency_ms: float) -> int:
-    """Thinks, looks up, thinks again: and thinks about each failure that it is told of. Returns how many answers."""
+    """Thinks, looks up, thinks again, also about each failure. Returns the number of responses."""
     answers, failures = 0, 0
     while answers < questions and failures < MAX_THOUGHTS:
         query = await think(server, f"question {answers}", failures, latency_ms)

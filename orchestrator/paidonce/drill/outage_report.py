@@ -1,4 +1,4 @@
-"""What must hold in an outage drill, and what it says at its end: one JSON document, or lines for people."""
+"""What must hold in an outage drill, and its final report: one JSON document, or lines for people."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from paidonce.drill.outage import BREAKER, OutageDrill, Side
 from paidonce_models.money import decimal_usd_string, usd_string
 
 SLACK_SECONDS = 3.0
-"""Between the moment that a probe is due and the end of the run that it lets go."""
+"""Seconds between the time that a probe is due and the end of the run that it releases."""
 SLOWEST_BYSTANDER = 1.5
-"""Times its own pace before the outage; and half a second, for what a busy machine does to a run of one."""
+"""Factor over its own pace before the outage; plus half a second for a single run on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutageReport:
-    """The two sides; ``without`` is ``None`` where only the breaker was asked for."""
+    """The two sides; ``without`` is ``None`` if only the breaker was requested."""
 
     drill: OutageDrill
     protected: Side
@@ -23,13 +23,13 @@ class OutageReport:
 
     @property
     def tool_calls_allowed(self) -> int:
-        """The failures that trip, what is in flight then, and one probe for each time that the circuit was open."""
+        """The failures that trip, the calls in flight then, and one probe for each time that the circuit was open."""
         in_flight = self.drill.workers * self.drill.concurrency
         return BREAKER.consecutive_failures + in_flight + probes_at_most(self.drill.seconds)
 
     @property
     def first_allowed_seconds(self) -> float:
-        """A probe interval and a little, in which the first run has to finish after the tool is back."""
+        """A probe interval and a margin, in which the first run must finish after the tool is back."""
         return BREAKER.open_cap_seconds * (1 + BREAKER.open_jitter) + SLACK_SECONDS
 
     @property
@@ -54,7 +54,7 @@ class OutageReport:
 
 
 def probes_at_most(seconds: float) -> int:
-    """How often a circuit can be probed in so long, if each time open is as short as the jitter allows."""
+    """How often a circuit can be probed in so long, if each open time is as short as the jitter allows."""
     passed, probes, open_seconds = 0.0, 0, BREAKER.open_base_seconds
     while passed < seconds:
         passed += open_seconds * (1 - BREAKER.open_jitter)

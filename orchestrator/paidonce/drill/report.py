@@ -1,4 +1,4 @@
-"""What a crash drill says at its end: one JSON document, or lines for people."""
+"""The final report of a crash drill: one JSON document, or lines for people."""
 
 from __future__ import annotations
 

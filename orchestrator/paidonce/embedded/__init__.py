@@ -1,4 +1,4 @@
-"""The embedded Valkey: a broker that Paidonce starts itself where none is configured, one per home."""
+"""The embedded Valkey: a broker that Paidonce starts itself if none is configured, one per home."""
 
 from paidonce.embedded.server import EmbeddedStatus, embedded_status, ensure_embedded_valkey, stop_embedded
 

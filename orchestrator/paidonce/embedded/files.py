@@ -1,4 +1,4 @@
-"""The files of one home's embedded Valkey: where its data, log, locks and socket lie.
+"""The files of one home's embedded Valkey: its data, log, locks and socket.
 
 Owns the choice of the socket's path. A unix socket's path may hold about 100 bytes (104 on macOS, 108 on Linux) and
 kombu reads it out of a URL, so a deep home or one with unusual characters gets a socket in a folder per user under
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paidonce_models.errors import BrokerUnreachable
-from paidonce_models.private_files import make_private_folder, private_opener
+from paidonce_models.privacy.private_files import make_private_folder, private_opener
 
 MAX_SOCKET_PATH_BYTES = 100
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@-]+")
@@ -51,7 +51,7 @@ class EmbeddedFiles:
         return self.folder / "valkey.log"
 
     def create(self) -> None:
-        """Make the folder, readable by this user only: whoever reaches the socket may do anything."""
+        """Create the folder, readable by this user only: anyone who reaches the socket may do anything."""
         try:
             make_private_folder(self.folder, is_ours=True)
         except OSError as error:
@@ -89,7 +89,7 @@ class EmbeddedFiles:
 
 
 def _runtime_folder() -> Path:
-    """A short folder of this user's own. Refused if somebody else made it, who could listen in our place."""
+    """A short folder that belongs to this user. Refused if another user created it, who could listen in our place."""
     for parent in (Path(tempfile.gettempdir()), Path("/tmp")):
         folder = parent / f"paidonce-{os.getuid()}"
         if len(os.fsencode(folder)) + 26 > MAX_SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(str(folder)):

@@ -1,7 +1,7 @@
 """File locks between processes, and waiting for a condition with a limit.
 
-Owns the use of ``flock``. The lock belongs to the open file: a child that inherits the descriptor keeps it after
-the parent has closed its own, which is how the embedded server shows that it lives. Never used by replay.
+Owns the use of ``flock``. The lock belongs to the open file: a child that inherits the descriptor keeps it after the
+parent has closed its own, which is how the embedded server shows that it is alive. Never used by replay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FileLock:
         self.descriptor: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self, *, timeout_seconds: float) -> bool:
-        """Take the lock; ``False`` if somebody else still holds it when the time is over (0 tries once)."""
+        """Take the lock; ``False`` if it is still held by another when the time is over (0 tries once)."""
         return poll(self._try, timeout_seconds)
 
     def __enter__(self) -> Self:
@@ -33,7 +33,7 @@ class FileLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go, unless a child process has inherited the lock."""
+        """Release it, unless a child process has inherited the lock."""
         os.close(self.descriptor)
 
     def _try(self) -> bool:
@@ -45,7 +45,7 @@ class FileLock:
 
 
 def poll(condition: Callable[[], bool], timeout_seconds: float) -> bool:
-    """Ask until the condition holds; its last answer when the time is over."""
+    """Poll until the condition holds; returns its last value when the time is over."""
     end = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() >= end:

@@ -1,8 +1,8 @@
-"""Ending embedded servers whose home was removed while they ran.
+"""Ends embedded servers whose home was removed while they ran.
 
-Such a server serves a socket that no longer has a name and files that no longer exist; nobody can reach it, and
-starting again in the same home would leave it behind for good. On Linux ``/proc`` tells its removed working folder,
-which also proves that it is ours. Elsewhere it stays until the machine restarts or a person ends it.
+Such a server serves a socket without a name and files that no longer exist; nothing can reach it, and starting again in
+the same home would leave it running for good. On Linux, ``/proc`` shows its removed working folder, which also proves
+that it is ours. Elsewhere it stays until the machine restarts or a person ends it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _SERVER_NAME = "valkey-server"
 
 
 def end_orphans(folder: Path) -> int:
-    """Kill every server of this user that ran in ``folder`` before it was removed; how many there were."""
+    """Kill every server of this user that ran in ``folder`` before it was removed; returns how many."""
     removed = f"{folder.resolve()} (deleted)"
     found = [int(entry.name) for entry in _PROCESSES.glob("[0-9]*") if _runs_in(entry, removed)]
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)  # nothing to save: its files are gone
         except ProcessLookupError:
-            pass  # it went by itself
+            pass  # it ended by itself
     return len(found)
 
 

@@ -1,19 +1,19 @@
-"""Starting, finding and stopping the one embedded Valkey of a home.
+"""Starts, finds and stops the one embedded Valkey of a home.
 
-Its life: any process of the home that needs a broker calls ``ensure_embedded_valkey``. If the recorded socket
-answers PING, that is all. Else the caller takes the home's start lock; the first one in launches the server and
-waits for its PONG, the others find it running. The server is nobody's child (it daemonises into a session of its
-own), so it outlives the process and the terminal that started it, and it stays until ``stop_embedded``: queued
-messages belong to the home, not to a process, and an idle Valkey costs a few megabytes. Stop it before removing a
-home. When it dies, the next call starts it again on the same files.
+Its life: any process of the home that needs a broker calls ``ensure_embedded_valkey``. If the recorded socket responds
+to PING, that is all. Else the caller takes the home's start lock; the first one starts the server and waits for its
+PONG, the others find it running. The server is not a child of any of them (it daemonises into its own session), so it
+survives the process and the terminal that started it, and it stays until ``stop_embedded``: queued messages belong to
+the home, not to a process, and an idle Valkey costs a few megabytes. Stop it before removing a home. If it dies, the
+next call starts it again on the same files.
 
-What is true about liveness is an flock, not a pid: the server inherits the locked ``alive`` file and the kernel
-drops the lock at the instant it dies, so a reused pid or a stale socket deceives nobody.
+Liveness is decided by an flock, not a pid: the server inherits the locked ``alive`` file and the kernel drops the lock
+at the instant it dies, so neither a reused pid nor a stale socket is mistaken for it.
 
-Durability: ``appendfsync always``. ``everysec`` may answer a client up to two seconds before it writes (while an
-fsync is under way), which a ``kill -9`` would lose; a producer that has only the broker would never learn of it.
-It costs one fsync per round of the server's event loop, measured 3,400 pushes/s for one client and 20,700/s for 16,
-many times what one consumer takes.
+Durability: ``appendfsync always``. ``everysec`` may acknowledge up to two seconds before it writes (while an fsync is
+running), which a ``kill -9`` would lose; a producer that has only the broker would never learn of it. It costs one
+fsync per round of the server's event loop, measured 3,400 pushes/s for one client and 20,700/s for 16, many times what
+one consumer takes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CONFIGURATION = {
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedStatus:
-    """What is known of a home's embedded Valkey. ``pid`` and ``version`` are ``None`` unless it answers."""
+    """The state of a home's embedded Valkey. ``pid`` and ``version`` are ``None`` unless it responds."""
 
     running: bool
     url: str | None
@@ -64,9 +64,9 @@ class EmbeddedStatus:
 
 
 def ensure_embedded_valkey(home: Path) -> str:
-    """The ``redis+socket://`` URL of this home's Valkey, started if it is not running. Safe to call from anywhere.
+    """The ``redis+socket://`` URL of this home's Valkey, started if it is not running. Thread-safe and process-safe.
 
-    Raises ``BrokerUnreachable`` with the log's last lines if it cannot be started or is alive and does not answer.
+    Raises ``BrokerUnreachable`` with the log's last lines if it cannot be started, or is alive but does not respond.
     """
     files = EmbeddedFiles(home)
     socket = files.recorded_socket()
@@ -100,7 +100,7 @@ def stop_embedded(home: Path) -> bool:
 
 
 def embedded_status(home: Path) -> EmbeddedStatus:
-    """Look at this home's Valkey without starting it."""
+    """Inspect this home's Valkey without starting it."""
     files = EmbeddedFiles(home)
     socket = files.recorded_socket()
     if socket is None or not socket.exists() or not _is_alive(files):
@@ -132,7 +132,7 @@ def _client(socket: Path) -> redis.Redis:
 
 
 def _answers(socket: Path) -> bool:
-    """Whether a Valkey answers PING on this socket; while it loads its files it does not yet."""
+    """Whether a Valkey responds to PING on this socket; while it loads its files it does not yet."""
     if not socket.exists():
         return False
     try:
@@ -143,7 +143,7 @@ def _answers(socket: Path) -> bool:
 
 
 def _is_alive(files: EmbeddedFiles) -> bool:
-    """Whether the server's process holds the ``alive`` lock. Taking the lock for an instant disturbs nobody."""
+    """Whether the server's process holds the ``alive`` lock. Taking the lock for an instant disturbs no one."""
     if not files.alive_lock.exists():
         return False
     with FileLock(files.alive_lock) as lock:
@@ -153,9 +153,9 @@ def _is_alive(files: EmbeddedFiles) -> bool:
 def _adopt(files: EmbeddedFiles, socket: Path) -> bool:
     """Under the start lock: whether a living server is usable. If not, nothing runs on these files any more.
 
-    A server that is alive may still be loading (its starter was killed): it is given time to answer. If its socket
-    file is gone nobody can reach it any more, so it is ended; if it is there and does not answer, a person must
-    look, because ending a server that is merely slow would interrupt everybody else.
+    A living server may still be loading (its starter was killed): it gets time to respond. If its socket file is gone,
+    nothing can reach it any more, so it is ended; if the file exists and it does not respond, a person must check,
+    because ending a server that is merely slow would interrupt all its users.
     """
     if not _is_alive(files):
         return False
@@ -165,7 +165,7 @@ def _adopt(files: EmbeddedFiles, socket: Path) -> bool:
             return True
         if _is_alive(files):
             raise BrokerUnreachable(
-                f"the embedded Valkey of {files.home} (process {files.recorded_pid()}) is alive but does not answer "
+                f"the embedded Valkey of {files.home} (process {files.recorded_pid()}) is alive but does not respond "
                 f"on {socket}; see {files.log}, then end that process: the next command starts it again and nothing "
                 "is lost"
             )
@@ -210,7 +210,7 @@ def _start(files: EmbeddedFiles) -> Path:
 
 
 def _end(files: EmbeddedFiles) -> None:
-    """End a living server: politely, then SIGTERM, then SIGKILL. The append-only file makes each of them safe."""
+    """End a living server: SHUTDOWN, then SIGTERM, then SIGKILL. The append-only file makes each of them safe."""
     for ask in (_shut_down, _signal(signal.SIGTERM), _signal(signal.SIGKILL)):
         if ask(files) and poll(lambda: not _is_alive(files), STOP_SECONDS / 2):
             return
@@ -218,7 +218,7 @@ def _end(files: EmbeddedFiles) -> None:
 
 
 def _shut_down(files: EmbeddedFiles) -> bool:
-    """Send SHUTDOWN; ``False`` if nobody took it."""
+    """Send SHUTDOWN; ``False`` if it was not accepted."""
     socket = files.recorded_socket()
     if socket is None or not socket.exists():
         return False
@@ -236,9 +236,9 @@ def _signal(number: signal.Signals) -> Callable[[EmbeddedFiles], bool]:
         if pid is None:
             return False
         try:
-            os.killpg(pid, number)  # it leads a session of its own; a child rewriting its files ends with it
+            os.killpg(pid, number)  # it leads its own session; a child rewriting its files ends with it
         except ProcessLookupError:
-            return True  # it went between the question and the signal
+            return True  # it ended between the check and the signal
         return True
 
     return send

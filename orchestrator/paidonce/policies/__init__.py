@@ -1,15 +1,14 @@
-"""Resilience, declared once: what ``paidonce.yaml`` and the decorators say about time-outs, retries and breakers.
+"""Resilience, declared once: the timeouts, retries and breakers of ``paidonce.yaml`` and the decorators.
 
-``policy`` holds the values and their defaults, ``failures`` and ``matchers`` say what a failure is, ``loading`` reads
-the file (``yaml_text``, ``schema``, ``problems``), ``declared`` reads a decorator's keys, and ``book`` answers what
-holds for a tool, a step or a provider (``targets``, ``layers``, ``keys``). Nothing here acts on a policy: no clock,
-no store, no broker.
+``policy`` holds the values and their defaults, ``failures`` and ``matchers`` define what a failure is, ``schema`` which
+keys may be written, ``file`` parses ``paidonce.yaml``, ``declared`` reads a decorator's keys, and ``policy_book``
+resolves the policy of a tool, a step or a provider (``targets``, ``precedence``, ``keys``). Nothing here acts on a
+policy: no clock, no store, no broker. Import the values from here; the book and the file, which take longer to import,
+from their own modules.
 """
 
-from paidonce.policies.book import DecoratorKeys, PolicyBook
 from paidonce.policies.durations import duration_text, parse_duration
 from paidonce.policies.failures import Failure, describe_failure, leaves_of
-from paidonce.policies.loading import load_policies, policies_from_settings
 from paidonce.policies.policy import (
     BreakerPolicy,
     ParkPolicy,
@@ -22,11 +21,9 @@ from paidonce.policies.policy import (
 
 __all__ = [
     "BreakerPolicy",
-    "DecoratorKeys",
     "Failure",
     "ParkPolicy",
     "Policy",
-    "PolicyBook",
     "ResolvedPolicy",
     "RetryBudgetPolicy",
     "RetryPolicy",
@@ -34,7 +31,5 @@ __all__ = [
     "describe_failure",
     "duration_text",
     "leaves_of",
-    "load_policies",
     "parse_duration",
-    "policies_from_settings",
 ]

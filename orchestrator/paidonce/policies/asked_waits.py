@@ -1,11 +1,11 @@
-"""How long the other side asks to be left alone: in an answer's headers, in an attribute of the error, in its body.
+"""How long the other side asks to wait: in a response's headers, in an attribute of the error, or in its body.
 
 Providers say it in different places: ``Retry-After`` in seconds or as a date, ``retry-after-ms`` (OpenAI, Azure), a
-``RetryInfo`` among the details of the error (Gemini), a field ``retry_after``, a sentence ("Please try again in 1.2s"),
-or the moment at which an exhausted limit is full again (``x-ratelimit-reset-tokens``, ``anthropic-ratelimit-*-reset``).
+``RetryInfo`` in the error's details (Gemini), a field ``retry_after``, a sentence ("Please try again in 1.2s"), or the
+time at which an exhausted limit is reset (``x-ratelimit-reset-tokens``, ``anthropic-ratelimit-*-reset``).
 
-It calls nothing on a foreign object but attributes and headers, and reads only a body that its client has read. What
-is searched is bounded, and what is no sensible time counts as nothing.
+Reads only attributes and headers of a foreign object, and only a body that its client has already read. The search is
+bounded, and an implausible time is ignored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 LONGEST_SECONDS: Final = 7 * 86_400.0
-"""What is asked beyond this is cut to it: as long as a step may stay parked by default."""
+"""Longer waits are cut to this: the time for which a step may stay parked by default."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
 LONGEST_TEXT: Final = 4_096
 MOST_VALUES: Final = 200
 DEEPEST_VALUE: Final = 8
 LONGEST_TIME: Final = 100
-"""Characters of a text that is a number, a span of time or a date and nothing else."""
+"""Maximum characters of a text that is only a number, a time span or a date."""
 
 _TELLS_A_WAIT: Final = frozenset({408, 409, 425, 429})
 _FIELDS: Final = {
@@ -38,13 +38,13 @@ _FIELDS: Final = {
     "retryDelay": 1.0,
     "retry_delay": 1.0,
 }
-"""Fields of a body, and the seconds that a bare number in them means. Gemini's ``retryDelay`` is a text as ``13s``."""
+"""Fields of a body, and the seconds per unit of a bare number in them. Gemini's ``retryDelay`` is text like ``13s``."""
 _CODES: Final = frozenset({"code", "type", "status", "reason"})
 _LIMITED: Final = re.compile(
     r"rate.?limit|too.?many|quota|exhausted|overload|unavailable|throttl|slow.?down|server.?error|timeout|^(?:429|5\d\d)$",
     re.I,
 )
-"""What a code says of an error without a status, in a stream that began with 200, for its sentence to count."""
+"""For an error without a status, in a stream that began with 200: codes for which its sentence counts."""
 _SENTENCE: Final = re.compile(r"\b(?:try(?:ing)? again|retry|retrying|wait)\s+(?:again\s+)?(?:in|after|for)\s+", re.I)
 _AMOUNT: Final = re.compile(
     r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*"
@@ -54,11 +54,11 @@ _AMOUNT: Final = re.compile(
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _RESET: Final = re.compile(r"(?:x-ratelimit-reset|ratelimit-reset)(?:-([a-z-]+))?|anthropic-ratelimit-([a-z-]+)-reset")
 _SMALLEST_EPOCH: Final = 1e9
-"""A bare number in a reset header above this is a moment since 1970, below it a number of seconds."""
+"""A bare number in a reset header above this is a time since 1970, below it a number of seconds."""
 
 
 def asked_wait_seconds(error: Exception, status: int | None, clock: Callable[[], datetime]) -> float | None:
-    """What the error asks for, 0 or more; ``None`` if it does not say. ``clock`` is asked where that is a date."""
+    """The wait in seconds that the error requests, 0 or more; ``None`` if none. ``clock`` is read for dates."""
     headers = _headers_of(error)
     found = _in_retry_after(headers, clock)
     if found is None:
@@ -71,7 +71,7 @@ def asked_wait_seconds(error: Exception, status: int | None, clock: Callable[[],
 
 
 def attribute(holder: object, name: str) -> object:
-    """An attribute of a foreign object, or an entry of a dictionary; ``None`` where there is none or it raises."""
+    """An attribute of a foreign object, or an entry of a dictionary; ``None`` if there is none or reading it raises."""
     if isinstance(holder, dict) and name in holder:
         return holder[name]
     try:
@@ -108,7 +108,7 @@ def _in_retry_after(sources: list[Mapping[str, str]], clock: Callable[[], dateti
 
 
 def _until_limits_are_reset(sources: list[Mapping[str, str]], clock: Callable[[], datetime]) -> float | None:
-    """The longest time until a limit is full again, of those that are used up."""
+    """The longest time until a limit is reset, of those that are used up."""
     waits: list[float] = []
     for headers in sources:
         for name, text in list(headers.items())[:MOST_VALUES]:
@@ -155,7 +155,7 @@ def _in_attribute(error: Exception, clock: Callable[[], datetime]) -> float | No
 def _in_bodies(error: Exception, status: int | None, clock: Callable[[], datetime]) -> float | None:
     """In what a client has read: openai's and anthropic's ``body``, google-genai's ``details``, a response's bytes.
 
-    Without a status it is no answer, but may be what a stream ended with, which a client gives as ``body``.
+    Without a status it is no response, but may be the end of a stream, which a client passes as ``body``.
     """
     response = attribute(error, "response")
     bodies = [attribute(error, "body"), attribute(error, "details")]
@@ -182,7 +182,7 @@ def _decoded(body: str | bytes) -> object:
 
 
 def _in_value(body: object, clock: Callable[[], datetime], *, is_limit: bool) -> float | None:
-    """The longest wait that a field tells, else the first sentence that does, where it is known to be of a limit."""
+    """The longest wait in a field, else in the first sentence with one, if it is known to be about a limit."""
     fields: list[float] = []
     sentence = None
     for name, value in _values(body):
@@ -205,7 +205,7 @@ def _says_limited(code: object) -> bool:
 
 
 def _values(body: object) -> Iterator[tuple[str, object]]:
-    """The values of a document with their names, the outer ones first; no more than are worth a look."""
+    """The values of a document with their names, the outer ones first; limited in number."""
     waiting: list[tuple[str, object, int]] = [("", body, 0)]
     looked = 0
     while waiting and looked < MOST_VALUES:
@@ -237,7 +237,7 @@ def _field_seconds(value: object, unit_seconds: float, clock: Callable[[], datet
 
 
 def _told_seconds(text: str, unit_seconds: float, clock: Callable[[], datetime]) -> float | None:
-    """A text that is a number of units, a span of time or a date, which counts as now where it is over."""
+    """Parse a number of units, a time span or a date; a past date counts as now."""
     text = text[:LONGEST_TIME].strip()
     number = _number(text)
     if number is not None:
@@ -259,13 +259,13 @@ def _sentence_seconds(text: str) -> float | None:
 
 
 def _span(text: str) -> float | None:
-    """A text that is a span of time and nothing else: ``13s``, ``6m0s``, ``20ms``."""
+    """Parse a text that is only a time span: ``13s``, ``6m0s``, ``20ms``."""
     seconds, rest = _leading_span(text[:LONGEST_TIME])
     return seconds if not rest.strip() else None
 
 
 def _leading_span(text: str) -> tuple[float | None, str]:
-    """The span at a text's beginning, and what follows it."""
+    """The time span at the start of a text, and the rest of the text."""
     total, place, found = 0.0, 0, False
     while (match := _AMOUNT.match(text, place)) is not None:
         unit = match[2].lower()

@@ -1,7 +1,7 @@
-"""The single keys of a policy that a decorator gives: ``@tool(retry=4, breaker={"window": "10s"})``.
+"""The single policy keys of a decorator: ``@tool(retry=4, breaker={"window": "10s"})``.
 
-Owns how Python writes them and the errors about them. The result is what ``PolicyBook`` takes; whether a policy of
-the decorator's name exists is asked there, as the file is none of a decorator's business.
+Owns their Python notation and the errors about them. The result is passed to ``PolicyBook``, which also checks whether
+the decorator's named policy exists, because decorators do not know the file.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from paidonce.policies.book import DecoratorKeys
+from paidonce.policies.file.problems import problems_in_keys
+from paidonce.policies.file.yaml_text import KeyPath
 from paidonce.policies.keys import BREAKER, FIELDS
-from paidonce.policies.layers import Entry, contradictions, written_keys
-from paidonce.policies.problems import problems_in_keys
+from paidonce.policies.policy import DecoratorKeys
+from paidonce.policies.precedence import Entry, contradictions, written_keys
+from paidonce.policies.retry import Retry
 from paidonce.policies.schema import PolicySection
-from paidonce.policies.yaml_text import KeyPath
-from paidonce.retry import Retry
 from paidonce_models.errors import DeclarationError
 
 _WHEN_OPEN = "breaker.when_open"
 _RETRY_NAMES = {"base_seconds": "base", "cap_seconds": "cap"}
-"""As ``Retry`` calls them, and as policies do."""
+"""``Retry``'s names and those of policies."""
 
 
 def decorator_keys(
@@ -33,13 +33,13 @@ def decorator_keys(
     breaker: bool | Mapping[str, object] | None = None,
     when_open: str | None = None,
 ) -> DecoratorKeys:
-    """The keys that were given, checked as the file's are. ``None`` is not given.
+    """The given keys, checked like those of the file. ``None`` counts as not given.
 
     ``when_open`` is ``breaker={"when_open": …}`` without switching a breaker on. Raises ``DeclarationError`` that
-    begins with ``where``.
+    starts with ``where``.
     """
     given = {"timeout": timeout, "retry": _retry(retry), BREAKER: breaker}
-    # Checked as plain dictionaries, which is what strict validation takes.
+    # Checked as plain dictionaries, as strict validation requires.
     plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
     written = {name: value for name, value in plain.items() if value is not None}
     if when_open is not None and (breaker is False or (isinstance(breaker, Mapping) and "when_open" in breaker)):
@@ -68,7 +68,7 @@ def _retry(value: object) -> object:
     if isinstance(value, Retry):
         return {
             "max_attempts": value.max_attempts,
-            "base": min(value.base_seconds, value.cap_seconds),  # a Retry's cap may be the smaller: it then counts
+            "base": min(value.base_seconds, value.cap_seconds),  # a Retry's cap may be smaller, and then applies
             "cap": value.cap_seconds,
             "retry_on": list(value.retry_on),
         }

@@ -13,7 +13,7 @@ from typing import Final
 
 DURATION_EXAMPLES: Final = "such as 500ms, 10s, 2m, 1h30m, 7d, or a number of seconds"
 LONGEST_SECONDS: Final = 3650 * 86_400.0
-"""Ten years. What is longer is a mistake of units, and would not fit the store's microseconds for ever."""
+"""Ten years. Anything longer must be a wrong unit, and would not fit the store's microseconds for ever."""
 
 _UNIT_SECONDS: Final = {
     "d": Decimal(86_400),

@@ -1,12 +1,12 @@
-"""What kind of failure an error is, whoever's client raised it.
+"""Classifies an error as a failure, whichever client raised it.
 
-Owns turning an exception into the words that policies match: ``timeout``, ``connection``, ``http:503``,
-``http:5xx``, and the names of its classes, bare and with their module. How long the other side asked to be left alone
-is ``asked_waits``. Retries, retry budgets and breakers see failures only through this.
+Owns the conversion of an exception to the words that policies match: ``timeout``, ``connection``, ``http:503``,
+``http:5xx``, and the names of its classes, bare and with their module. ``asked_waits`` finds how long the other side
+asked to wait. Retries, retry budgets and breakers see failures only through this.
 
-It imports no HTTP client and calls nothing on a response but attributes and headers: an error is read by the names
-of its classes and by attributes that clients share (``status_code``, ``response``, ``headers``). Tried on openai,
-anthropic, httpx, httpx2, requests, urllib, aiohttp, google-genai and botocore.
+Imports no HTTP client and reads only attributes and headers of a response: an error is classified by the names of its
+classes and by attributes that clients share (``status_code``, ``response``, ``headers``). Tried on openai, anthropic,
+httpx, httpx2, requests, urllib, aiohttp, google-genai and botocore.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT_ENDINGS: Final = ("Timeout", "TimeoutError", "TimeoutException", "Timed
 _CONNECTION_ENDING: Final = "ConnectionError"
 _CONNECTION_NAMES: Final = frozenset(
     {
-        "ChunkedEncodingError",  # requests: the answer broke off
+        "ChunkedEncodingError",  # requests: the response broke off
         "ClientPayloadError",  # aiohttp: the same
         "ConnectError",
         "ConnectionClosedError",
@@ -42,7 +42,7 @@ _CONNECTION_NAMES: Final = frozenset(
 )
 _LONGEST_CHAIN: Final = 16
 _DEEPEST: Final = 64
-"""Errors above one that are still looked behind."""
+"""How many errors of a chain are followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,13 @@ class Failure:
     """An error as policies see it."""
 
     kinds: frozenset[str]
-    """Everything that a matcher may name; of a group, what each of its errors is."""
+    """Everything that a matcher may name; of a group, the kinds of each of its errors."""
     kinds_of_some: frozenset[str] = frozenset()
-    """Kinds of a group that some of its errors have and others do not: a matcher can except them, not cover them."""
+    """Kinds that only some errors of a group have: a matcher can exclude them, but not cover the group by them."""
     retry_after_seconds: float | None = None
-    """How long the other side asked to wait; ``None`` if it did not say."""
+    """How long the other side asked to wait, in seconds; ``None`` if it did not."""
     summary: str = ""
-    """The error in two words for people, such as ``http:503 InternalServerError``."""
+    """The error in short for people, such as ``http:503 InternalServerError``."""
 
 
 def _now() -> datetime:
@@ -64,13 +64,13 @@ def _now() -> datetime:
 
 
 def describe_failure(error: BaseException, *, clock: Callable[[], datetime] = _now) -> Failure:
-    """The kinds of an error and of what it was raised ``from``.
+    """The kinds of an error and of the errors it was raised ``from``.
 
-    An HTTP status ends that way: the answer explains the failure, and what lies behind it is how the client came by
-    it. Behind a time-out or a broken connection there is no answer, so no status is looked for. A group has the kinds
-    that all its errors share, and asks for the longest of their waits; cancellations in it are what the errors led to,
-    and do not count. The clock (timezone-aware) is asked only where a wait is a date.
-    Only kinds of an ``Exception`` hold the word ``Exception``; cancellations and interrupts do not.
+    The chain ends at an HTTP status: the response explains the failure, and the rest is how the client got it. After a
+    timeout or a broken connection there is no response, so no status is looked for. A group has the kinds that all its
+    errors share, and the longest of their waits; cancellations in it are consequences and do not count. The clock
+    (timezone-aware) is read only if a wait is a date. Only kinds of an ``Exception`` contain the word ``Exception``;
+    cancellations and interrupts do not.
     """
     found = _described(error, clock, frozenset())
     told = sorted(kind for kind in found.kinds if kind.startswith("http:") and not kind.endswith("xx"))
@@ -79,9 +79,9 @@ def describe_failure(error: BaseException, *, clock: Callable[[], datetime] = _n
 
 
 def leaves_of(error: BaseException) -> list[BaseException]:
-    """The errors that a group stands for, in any depth and whatever it was raised as; else the error alone.
+    """The errors in a group, at any depth, whatever the group was raised from; else the error alone.
 
-    Cancellations stand for nothing where something else is there.
+    Cancellations are left out if there is any other error.
     """
     return _leaves_of(error, frozenset())
 
@@ -93,7 +93,7 @@ def _leaves_of(error: BaseException, above: frozenset[int]) -> list[BaseExceptio
 
 
 def _described(error: BaseException, clock: Callable[[], datetime], above: frozenset[int]) -> Failure:
-    """``above`` are the errors that led here: a chain may bite its tail through a group, too."""
+    """``above`` are the errors that led here: a chain may also be cyclic through a group."""
     chain, leaves = _chain(error, above)
     of_chain = _describe_chain(chain, clock)
     if not leaves:
@@ -130,9 +130,9 @@ def _describe_chain(chain: list[BaseException], clock: Callable[[], datetime]) -
 
 
 def _chain(error: BaseException, above: frozenset[int]) -> tuple[list[BaseException], list[BaseException]]:
-    """The error, and what each was raised from; urllib's and urllib3's ``reason`` counts as that.
+    """The error and what each was raised from, including the ``reason`` of urllib and urllib3.
 
-    And the leaves of a group that ends the chain: of one with one member the chain goes on with that.
+    Also the leaves of a group that ends the chain; a group with one member is replaced by that member.
     """
     chain: list[BaseException] = []
     seen: set[int] = set()
@@ -154,7 +154,7 @@ def _chain(error: BaseException, above: frozenset[int]) -> tuple[list[BaseExcept
 
 
 def _flat(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """What a group holds, with the groups in it resolved; without cancellations, if there is anything else."""
+    """The errors of a group, with nested groups resolved; without cancellations, if there is any other error."""
     leaves: list[BaseException] = []
     waiting: list[BaseException] = [group]
     while waiting:
@@ -177,7 +177,7 @@ def _class_names(cls: type) -> set[str]:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status of the answer that an error stands for."""
+    """The HTTP status of the response that an error represents."""
     response = attribute(error, "response")
     metadata = attribute(response, "ResponseMetadata")
     candidates = (

@@ -1,7 +1,7 @@
-"""The keys of a policy by their path, ``retry.base``: what each may hold, what it does, which value it stands for.
+"""The keys of a policy by path, such as ``retry.base``: what each may hold, what it does, and its value in a policy.
 
-Owns the list of keys, drawn from ``schema``, and the way between a key and its field in ``policy``, so that merging,
-errors, the command line and the documentation speak of the same keys.
+Owns the list of keys, derived from ``schema``, and the mapping of a key to its field in ``policy``, so that merging,
+errors, the command line and the documentation use the same keys.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ FIELDS: Final[Mapping[str, str]] = {
     "breaker.when_store_down": "when_store_down",
     "park.max": "max_seconds",
 }
-"""The field of its part that each key sets."""
+"""The field that each key sets in its part."""
 
 NOT_LESS: Final = (
     ("retry.cap", "retry.base"),
     ("timeout.total", "timeout.attempt"),
     ("breaker.open_for.cap", "breaker.open_for.base"),
 )
-"""Pairs of which the first is never less than the second. Wherever the first is not written, it is raised to it."""
+"""Pairs whose first is never less than the second. If the first is not written, it is raised to the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +76,24 @@ class Key:
 
 
 def part_of(path: str) -> str:
-    """The part of a policy that a key belongs to."""
+    """The part of a policy to which a key belongs."""
     return path.partition(".")[0]
 
 
 def default_value(path: str) -> object:
-    """What a key is where nobody wrote it, in its part's own type."""
+    """The default of a key, in its part's own type."""
     value: object = getattr(PARTS[part_of(path)], FIELDS[path])
     return value
 
 
 def value_in(policy: Policy, path: str) -> object:
-    """A key's value in a policy. Its part must be there: a breaker that is off has no keys."""
+    """A key's value in a policy. Its part must exist: a breaker that is off has no keys."""
     value: object = getattr(getattr(policy, part_of(path)), FIELDS[path])
     return value
 
 
 def value_text(path: str, value: object) -> str:
-    """A key's value as one would write it in the file."""
+    """A key's value in the file's notation."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -121,7 +121,7 @@ def _keys_of(section: type[Section], prefix: str) -> Iterator[Key]:
 
 
 def _section_in(annotation: object) -> type[Section] | None:
-    """The section that a key holds, alone or beside a switch."""
+    """The section that a key holds, alone or as an alternative to a switch."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     for argument in typing.get_args(annotation):
@@ -132,4 +132,4 @@ def _section_in(annotation: object) -> type[Section] | None:
 
 
 KEYS: Final[Mapping[str, Key]] = {key.path: key for key in _keys_of(TargetSection, "")}
-"""Every key that a target may hold; all but ``policy`` and ``circuit`` may stand in a policy too."""
+"""Every key that a target may hold; all but ``policy`` and ``circuit`` are also allowed in a policy."""

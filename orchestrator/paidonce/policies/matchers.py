@@ -1,7 +1,6 @@
-"""The words with which a policy names failures: ``timeout``, ``http:5xx``, ``ValueError``, ``!http:429``.
+"""The words by which a policy names failures: ``timeout``, ``http:5xx``, ``ValueError``, ``!http:429``.
 
-Owns how they are written and when a list of them covers a failure. What kinds a failure has is decided in
-``failures``. Pure.
+Owns their notation and when a list of them covers a failure. ``failures`` decides which kinds a failure has. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Final
 from paidonce.policies.failures import CONNECTION, TIMEOUT, class_name
 
 EXCEPT: Final = "!"
-"""Before a matcher: what it names is excepted from what the other entries of the list cover, wherever it stands."""
+"""Prefix of an exception: what it names is excluded from what the other entries cover, wherever it is in the list."""
 MATCHER_EXAMPLES: Final = (
     "timeout, connection, a status such as http:429 or http:5xx, or the name of an exception class; "
     "each may be excepted, as !http:429"
@@ -26,7 +25,7 @@ _CLASS: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 def parse_matcher(value: object) -> str:
-    """A matcher as it may be written; an exception class becomes its name. Raises ``ValueError``."""
+    """Normalise a matcher; an exception class becomes its name. Raises ``ValueError``."""
     if isinstance(value, type) and issubclass(value, BaseException):
         return class_name(value)
     if not isinstance(value, str):
@@ -34,7 +33,7 @@ def parse_matcher(value: object) -> str:
     word = value.removeprefix(EXCEPT)
     if word in _WORDS or _STATUS.fullmatch(word):
         return value
-    # A class in small letters is rare (gaierror), a slip of the pen is not.
+    # A class in lower case is rare (gaierror), a typing error is not.
     near = difflib.get_close_matches(word.lower(), _WORDS, n=1, cutoff=0.75) if word == word.lower() else []
     if near:
         raise ValueError(f"{near[0]!r}, did you mean that? Otherwise {MATCHER_EXAMPLES}")
@@ -44,9 +43,9 @@ def parse_matcher(value: object) -> str:
 
 
 def any_matches(matchers: Iterable[str], kinds: frozenset[str], kinds_of_some: frozenset[str] = frozenset()) -> bool:
-    """Whether a list covers a failure of these kinds: an entry names one of them, and no exception does.
+    """Whether a list covers a failure of these kinds: an entry names one of them, and no exclusion does.
 
-    An exception for what only some errors of a group are holds for the group as well.
+    An exclusion of a kind that only some errors of a group have applies to the whole group.
     """
     covered = False
     for matcher in matchers:

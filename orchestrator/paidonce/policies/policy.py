@@ -1,9 +1,9 @@
-"""A policy as a value: how long to wait, how often to try again, when to stop asking, how long to sleep.
+"""A policy as a value: timeouts, retries, the breaker, and parking.
 
 Owns the values, their defaults with the reason of each below it, and what follows from them without a clock, a store
-or randomness of its own. How they are written in ``paidonce.yaml`` and what each does is in ``schema``, and stands
-beside these reasons in the documentation. Who acts on them is elsewhere: execution keeps time-outs and retries, the
-workers' breakers keep circuits, the store keeps what is parked.
+or randomness. ``schema`` says how they are written in ``paidonce.yaml`` and what each does, which the documentation
+shows beside these reasons. Other modules act on them: execution applies timeouts and retries, the workers' breakers
+the circuits, the store holds parked steps.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ Jitter = Literal["full", "none"]
 WhenOpen = Literal["park", "raise", "fail"]
 WhenStoreDown = Literal["allow", "refuse"]
 
+DecoratorKeys = tuple[tuple[str, object], ...]
+"""The single policy keys of a decorator, by key path. A tuple, so that a declaration stays hashable."""
+
 _LARGEST_EXPONENT: Final = 60
 _ANY_FAILURE: Final = ("Exception", f"{EXCEPT}{class_name(InvalidInput)}")
-"""What ``retry_on`` covers where it includes nothing, as ``Retry`` does: arguments that do not fit and a result that
-cannot be stored come out the same each time."""
+"""What ``retry_on`` excludes if it includes nothing, as in ``Retry``: arguments that do not fit and a result that
+cannot be stored fail the same way each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class TimeoutPolicy:
     attempt_seconds: float | None = None
     """``None`` takes the setting ``PAIDONCE_STEP_TIMEOUT_SECONDS``: steps differ too much for a better guess."""
     total_seconds: float | None = None
-    """``None`` is no limit: attempts are counted, and each has a limit of its own."""
+    """``None`` is no limit: attempts are counted, and each has its own limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +45,24 @@ class RetryPolicy:
     """How often and how long after a failure a step is tried again."""
 
     max_attempts: int = 1
-    """The first one counts, so one is no retry: trying a paid step again costs money and must be asked for."""
+    """The first one counts, so one is no retry: retrying a paid step costs money, so you must ask for it."""
     backoff: Backoff = "exponential"
-    """An overloaded dependency gets more room with each failure; constant waits would keep it down."""
+    """An overloaded dependency gets more time with each failure; constant waits would keep it overloaded."""
     base_seconds: float = 0.5
     """Long enough for a dropped connection, short enough that nobody notices."""
     cap_seconds: float = 30.0
-    """Beyond it the breaker is the better answer."""
+    """Beyond it, the breaker does better."""
     jitter: Jitter = "full"
     """It spreads callers that failed together best (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
     2015)."""
     retry_on: tuple[str, ...] = ()
-    """Who asks for retries means any failure that may end otherwise: without an entry that includes something, every
+    """A request for retries means any failure that may end differently: without an entry that includes something, every
     ``Exception`` but ``InvalidInput``."""
     honor_retry_after: bool = True
-    """The other side knows best when it can be asked again; asking earlier earns another refusal."""
+    """The other side knows best when it can serve the call; an earlier attempt would be refused again."""
 
     def covers(self, failure: Failure) -> bool:
-        """Whether a failure is worth another try; how many there were is the caller's to count."""
+        """Whether a failure is worth a retry; the caller counts the attempts."""
         includes_some = any(not matcher.startswith(EXCEPT) for matcher in self.retry_on)
         return any_matches(
             self.retry_on if includes_some else (*_ANY_FAILURE, *self.retry_on), failure.kinds, failure.kinds_of_some
@@ -68,9 +71,9 @@ class RetryPolicy:
     def delay_seconds(
         self, failures: int, uniform: Callable[[float, float], float], retry_after_seconds: float | None = None
     ) -> float:
-        """The wait after that many failures (1 or more).
+        """The wait in seconds after that many failures (1 or more).
 
-        What the other side asked for is added in front: never earlier than that, and still spread.
+        A requested wait is added in front: the retry is never earlier than that, and still spread.
         """
         grown = self.base_seconds
         if self.backoff == "exponential":
@@ -82,7 +85,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryBudgetPolicy:
-    """What share of a target's calls may be retries, over all workers; what exceeds it is put off, not dropped."""
+    """The share of a target's calls, over all workers, that may be retries; more are delayed, not dropped."""
 
     ratio: float = 0.1
     """In a full outage the dependency then sees a tenth more load instead of a multiple (Google, "Site Reliability
@@ -96,9 +99,9 @@ class BreakerPolicy:
     """When a circuit opens, how it is probed, and what its being open does."""
 
     consecutive_failures: int = 5
-    """Five in a row are an outage where one or two are bad luck; it also trips where calls are few."""
+    """Five in a row are an outage, one or two are bad luck; it also trips where calls are rare."""
     window_seconds: float = 30.0
-    """Long enough to hold some calls, short enough to forget what is mended."""
+    """Long enough to hold some calls, short enough to forget what is fixed."""
     min_calls: int = 10
     """The rate of fewer calls says little."""
     failure_rate: float = 0.5
@@ -106,18 +109,18 @@ class BreakerPolicy:
     open_base_seconds: float = 15.0
     """A restart or a failover takes about that long."""
     open_cap_seconds: float = 300.0
-    """What is mended is found within minutes."""
+    """A recovery is noticed within minutes."""
     open_jitter: float = 0.2
     """Circuits that opened together do not probe in step."""
     probes: int = 1
     """One call is enough to know, and a weak dependency bears no more."""
     ignore: tuple[str, ...] = ("http:4xx", "!http:408", "!http:425", "!http:429")
-    """An answer 4xx shows that the dependency works and the request was wrong; 408, 425 and 429 speak of its own
-    trouble and count."""
+    """A 4xx response shows that the dependency works and the request was wrong; 408, 425 and 429 show a problem
+    of the dependency and count."""
     when_open: WhenOpen = "park"
-    """Sleeping costs nothing, and nobody has to think."""
+    """A parked step costs nothing, and nobody has to act."""
     when_store_down: WhenStoreDown = "allow"
-    """Losing Redis must not stop the fleet; each process then keeps a breaker of its own."""
+    """Losing Redis must not stop the fleet; each process then keeps its own breaker."""
 
     def ignores(self, failure: Failure) -> bool:
         """Whether a failure says nothing about the dependency."""
@@ -126,18 +129,18 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class ParkPolicy:
-    """How long a step sleeps at most while its circuit is open."""
+    """How long a step stays parked at most while its circuit is open."""
 
     max_seconds: float = 7 * 86_400.0
-    """Longer than any outage that somebody still works on, at the cost of a row in the store."""
+    """Longer than any outage that is still being worked on, at the cost of a row in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Everything that holds for one target."""
+    """The complete policy of one target."""
 
     name: str = "default"
-    """Of the policy that was named for it, ``default`` without one."""
+    """The name of its policy, ``default`` without one."""
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     retry_budget: RetryBudgetPolicy | None = None
@@ -149,7 +152,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPolicy:
-    """What holds for a step, a tool or a provider, and why."""
+    """The policy of a step, a tool or a provider, with the source of each value."""
 
     target: str
     """The full name of the step or tool, or ``provider:NAME``."""

@@ -1,8 +1,8 @@
-"""What may be written in ``paidonce.yaml``, and in a decorator's single keys.
+"""The keys that may be written in ``paidonce.yaml`` and as single keys of a decorator.
 
-Owns the names of the keys, what each may hold and what each does. A section only tells which keys were *written*
-(``model_fields_set``): defaults belong to the values in ``policy``, because keys of several places are merged before
-anything is missing. ``keys`` lists what stands here, ``problems`` turns a refusal into words.
+Owns the names of the keys, what each may hold and what each does. A section only records which keys were *written*
+(``model_fields_set``): the defaults are in ``policy``, because keys of several places are merged before defaults apply.
+``keys`` lists what is defined here, ``problems`` converts errors to messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paidonce.policies.matchers import MATCHER_EXAMPLES, parse_matcher
 from paidonce.policies.policy import Backoff, Jitter, WhenOpen, WhenStoreDown
 
 NOT_WRITTEN: Final[Any] = None
-"""The value of a key that a section does not hold; nobody reads it."""
+"""The placeholder of a key that a section does not hold; never read."""
 
 PLANNED: Final[Mapping[str, str]] = {
     "bulkhead": "limits on calls at once",
@@ -32,7 +32,7 @@ PLANNED: Final[Mapping[str, str]] = {
     "slow_call_rate_threshold": "slow calls that count as failures",
     "slow_calls": "slow calls that count as failures",
 }
-"""Keys that will mean something, and what: refused by name until they do, so that nobody relies on them.
+"""Keys planned for later, and their meaning: refused by name until then, so that no one relies on them.
 
 The two that end in ``_threshold`` are resilience4j's, whose words ours are.
 """
@@ -40,7 +40,7 @@ The two that end in ``_threshold`` are resilience4j's, whose words ours are.
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a key may hold, in the words of errors and of the documentation."""
+    """What a key may hold, as errors and the documentation put it."""
 
     text: str
 
@@ -80,7 +80,7 @@ class RetrySection(Section):
     """How often and how long after a failure a step is tried again."""
 
     max_attempts: Count = NOT_WRITTEN
-    """How many attempts there are at most, the first included."""
+    """The most attempts, including the first."""
     backoff: Annotated[Backoff, Allowed("exponential or constant")] = NOT_WRITTEN
     """How waits grow: doubling with each failure, or not at all."""
     base: Wait = NOT_WRITTEN
@@ -123,7 +123,7 @@ class BreakerSection(Section):
     consecutive_failures: Count = NOT_WRITTEN
     """Failures in a row that open the circuit."""
     window: Time = NOT_WRITTEN
-    """Over which time the failure rate is counted."""
+    """The time over which the failure rate is counted."""
     min_calls: Count = NOT_WRITTEN
     """Calls in the window before its rate can open the circuit."""
     failure_rate: Share = NOT_WRITTEN
@@ -133,12 +133,12 @@ class BreakerSection(Section):
     probes: Count = NOT_WRITTEN
     """Calls at a time, in the whole fleet, that try whether the dependency is back."""
     ignore: Matchers = NOT_WRITTEN
-    """Errors that are no failure of the dependency."""
+    """Errors that are not the dependency's fault."""
     when_open: Annotated[WhenOpen, Allowed("park, raise or fail")] = NOT_WRITTEN
     """`park`: the step sleeps in the store until a probe succeeds; `raise`: the agent gets `CircuitOpen`; `fail`: the
     run ends. A tool called inside a step cannot park: it raises."""
     when_store_down: Annotated[WhenStoreDown, Allowed("allow or refuse")] = NOT_WRITTEN
-    """What calls do while Redis is away: go on under a breaker of the process, or count as refused."""
+    """What calls do while Redis is unreachable: continue under the process's own breaker, or count as refused."""
 
 
 class ParkSection(Section):
@@ -167,7 +167,7 @@ def _short_retry(value: object) -> object:
 
 
 class PolicySection(Section):
-    """A policy of the file; also what a decorator's single keys are checked against."""
+    """A policy of the file; a decorator's single keys are checked against it too."""
 
     timeout: Annotated[
         TimeoutSection, BeforeValidator(_short_timeout), Allowed("a mapping, or the duration of an attempt")
@@ -176,7 +176,7 @@ class PolicySection(Section):
     retry: Annotated[
         RetrySection, BeforeValidator(_short_retry), Allowed("a mapping, a number of attempts, or false")
     ] = NOT_WRITTEN
-    """How often a failed step is tried again; a number alone means `max_attempts`."""
+    """How often a failed step is retried; a number alone means `max_attempts`."""
     retry_budget: Annotated[
         Annotated[RetryBudgetSection, Tag(MAPPING_TAG)] | Annotated[bool, Tag(SWITCH_TAG)],
         Discriminator(_mapping_or_switch),
@@ -201,7 +201,7 @@ class TargetSection(PolicySection):
     """What holds for the tools or the provider that a target names; a name alone means ``policy``."""
 
     policy: Annotated[str, Allowed("the name of one of the policies")] = NOT_WRITTEN
-    """The policy that holds for the target, under the target's own keys."""
+    """The policy of the target; the target's own keys take precedence."""
     circuit: Annotated[str, Field(min_length=1, max_length=200), Allowed("a name of 200 characters at most")] = (
         NOT_WRITTEN
     )

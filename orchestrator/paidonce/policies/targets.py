@@ -1,6 +1,6 @@
-"""Whom a target names: one tool or step, a pattern of them, or a provider.
+"""What a target names: one tool or step, a pattern of them, or a provider.
 
-Owns the match between the names of targets and those of tools, steps and providers, and its order of precedence.
+Owns the matching of targets to tools, steps and providers, and its order of precedence.
 Pure.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from paidonce.policies.layers import Layer
+from paidonce.policies.precedence import Layer
 
 PROVIDER_PREFIX: Final = "provider:"
 _PATTERN_CHARACTERS: Final = "*?["
@@ -22,7 +22,7 @@ class Target:
     """An entry under ``targets``."""
 
     name: str
-    """As it is written: a name, a pattern, or ``provider:`` and one of these."""
+    """As written: a name, a pattern, or ``provider:`` and one of these."""
     source: str
     """Where it is written."""
     keys: Layer
@@ -30,11 +30,11 @@ class Target:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it may name several."""
+        """Whether it may match several."""
         return any(character in self.name for character in _PATTERN_CHARACTERS)
 
     def matches(self, names: Iterable[str]) -> bool:
-        """Whether it names one of these. Tools are never matched by targets of providers, nor the reverse."""
+        """Whether it matches one of these. Targets of providers never match tools, nor the reverse."""
         return any(
             self.name == name or (self.is_pattern and _same_sort(self.name, name) and fnmatchcase(name, self.name))
             for name in names
@@ -42,17 +42,17 @@ class Target:
 
 
 def names_of(name: str) -> tuple[str, ...]:
-    """What a target may call something: its full name first, then the bare name of the function."""
+    """The names by which a target may match: the full name first, then the bare name of the function."""
     if name.startswith(PROVIDER_PREFIX):
         return (name,)
     return tuple(dict.fromkeys((name, name.rpartition(".")[2])))
 
 
 def matching(targets: Mapping[str, Target], name: str) -> Sequence[Target]:
-    """The targets that speak about one tool, step or provider, in order of precedence.
+    """The targets that match one tool, step or provider, in order of precedence.
 
     Exact ones first, the full name before the bare one; then the longest pattern, of equally long ones the first.
-    Shorter patterns have no say.
+    Shorter patterns are ignored.
     """
     names = names_of(name)
     exact = [targets[each] for each in names if each in targets and not targets[each].is_pattern]

@@ -1,4 +1,4 @@
-"""The runs a process keeps ready to go on, the least recently used ones dropped without running anything of theirs."""
+"""The coroutines that a process keeps in memory; the least recently used are evicted without running their code."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from paidonce.replay.machine import Machine
+from paidonce.replay.run_replay import Machine
 from paidonce.replay.slice_threads import SliceThread
-from paidonce_models.store.runs_head import RunHead
+from paidonce_models.store.runs.runs_head import RunHead
 
 
 @dataclass(slots=True)
 class CacheEntry:
-    """A run in this process. ``machine`` may be used only by who holds ``lock``."""
+    """A run in this process. ``machine`` may be used only by the holder of ``lock``."""
 
     run_id: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     machine: Machine | None = None
     thread: SliceThread | None = None
-    """Where all slices of this machine run; ``None``: wherever somebody feeds it."""
+    """The thread of all slices of this machine; ``None``: any thread that feeds it."""
     head: RunHead | None = None
     requests: int = 0
     evicted: bool = False
-    """Nobody finds this entry any more: who waited for its lock must look the run up again."""
+    """This entry is no longer in the cache: a thread that waited for its lock must look the run up again."""
 
     def drop(self) -> None:
-        """Forget the coroutine; the next advance replays it from the log."""
+        """Drop the coroutine; the next advance replays it from the event history."""
         machine, self.machine, self.head, self.thread = self.machine, None, None, None
         if machine is not None:
             machine.discard()
@@ -41,7 +41,7 @@ class MachineCache:
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
 
     def entry(self, run_id: str) -> CacheEntry:
-        """The run's entry, made if need be; the least recently used idle entries make room."""
+        """The run's entry, created if needed; the least recently used idle entries are evicted to make room."""
         evicted: list[CacheEntry] = []
         with self._guard:
             entry = self._entries.get(run_id)

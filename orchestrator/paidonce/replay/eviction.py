@@ -1,20 +1,19 @@
-"""Dropping a suspended run so that nobody notices.
+"""Evicts a suspended run without side effects.
 
-Owns the end of a cached run whose coroutine waits in the middle of its code.
-Python closes a suspended coroutine when it is dropped, which runs its
-``finally`` and ``with`` blocks; here that would be a side effect of a full
-cache. So what is dropped must write nothing, call nothing and warn nobody.
+Owns the end of a cached run whose coroutine is suspended in the middle of its code.
+Python closes a suspended coroutine when it is dropped, which runs its ``finally`` and
+``with`` blocks; here that would be a side effect of a full cache. So an evicted run must
+write nothing, call nothing and warn nobody.
 
-How: Python calls an object's finalizer once (PEP 442) and keeps a bit that
-says so. ``discard`` finds every coroutine and generator the run holds, sets
-that bit, and lets go; their frames are then cleared without running a line.
-The bit lies in the word before the object, where ``gc.is_finalized`` reads it.
-On an interpreter that is laid out otherwise the run is kept alive for good
-instead: memory is lost, the promise is not.
+How: Python calls an object's finalizer once (PEP 442) and keeps a bit that says so.
+``discard`` finds every coroutine and generator of the run, sets that bit, and drops
+them; their frames are then cleared without running a line. The bit is in the word
+before the object, where ``gc.is_finalized`` reads it. On an interpreter with another
+layout, the run is kept alive for good instead: that costs memory, but keeps the promise.
 
 Must never touch another run: the search stays within containers, instances and
-closures, and stops at modules, classes, other loops and Paidonce's own objects.
-An object of the author's with a ``__del__`` of its own is not covered.
+closures, and stops at modules, classes, other loops and Paidonce's own objects. An
+object of the author's with its own ``__del__`` is not covered.
 """
 
 from __future__ import annotations
@@ -31,14 +30,12 @@ import types
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextvars import Context, ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paidonce.replay.refusals import OWN_PACKAGES
+from paidonce.replay.deterministic_loop import DeterministicLoop
+from paidonce.replay.forbidden_calls import OWN_PACKAGES
 
-if TYPE_CHECKING:
-    from paidonce.replay.loop import ReplayLoop
-
-# A run that holds more objects than this is kept alive, rather than searched for seconds.
+# A run with more objects than this is kept alive, rather than searched for seconds.
 MOST_OBJECTS = 2_000_000
 OBJECTS_AT_ONCE = 1_000
 
@@ -60,7 +57,7 @@ def _types_with_finalizer() -> tuple[type, ...]:
 
 
 SUSPENDABLE_TYPES = _types_with_finalizer()
-# Reached from anywhere and leading anywhere.
+# Objects that can be reached from anywhere and lead anywhere.
 CLOSED_TYPES = (
     types.ModuleType,
     type,
@@ -76,7 +73,7 @@ CLOSED_TYPES = (
 
 
 def can_mark() -> bool:
-    """Whether this interpreter keeps the finalizer's bit where we would write it."""
+    """Whether this interpreter keeps the finalizer's bit where we would set it."""
     if sys.implementation.name != "cpython" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
         return False
     return not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -85,15 +82,15 @@ def can_mark() -> bool:
 MARKING_WORKS = can_mark()
 
 
-def discard(loop: ReplayLoop, tasks: Iterable[asyncio.Future[Any]] = ()) -> bool:
-    """Let go of everything suspended on ``loop`` without running any of it; the loop is closed afterwards.
+def discard(loop: DeterministicLoop, tasks: Iterable[asyncio.Future[Any]] = ()) -> bool:
+    """Drop everything suspended on ``loop`` without running any of it; the loop is closed afterwards.
 
-    ``tasks`` are further tasks or futures of the run that the caller holds. The
-    caller drops its own references afterwards. Returns False if the run was
-    kept alive because it could not be dropped silently.
+    ``tasks`` are further tasks or futures of the run that the caller holds; the caller
+    drops its own references afterwards. Returns False if the run was kept alive because
+    it could not be dropped without side effects.
     """
     if loop.is_running():
-        raise RuntimeError("a slice of this loop is under way; it cannot be discarded")
+        raise RuntimeError("a slice of this loop is running; it cannot be discarded")
     roots: list[object] = [*loop.held(), *tasks]
     silenced = silence(loop, roots)
     if not silenced:
@@ -102,8 +99,8 @@ def discard(loop: ReplayLoop, tasks: Iterable[asyncio.Future[Any]] = ()) -> bool
     return silenced
 
 
-def silence(loop: ReplayLoop, roots: Iterable[object]) -> bool:
-    """Mark what is reachable from ``roots`` so that dropping it runs nothing; False if that cannot be said of all."""
+def silence(loop: DeterministicLoop, roots: Iterable[object]) -> bool:
+    """Mark what is reachable from ``roots`` so that dropping it runs nothing; False if that is not certain for all."""
     if not MARKING_WORKS:
         return False
     complete = True
@@ -124,8 +121,8 @@ def silence(loop: ReplayLoop, roots: Iterable[object]) -> bool:
     return complete
 
 
-def reachable(loop: ReplayLoop, roots: Iterable[object]) -> Iterator[object]:
-    """Every object the run holds, ``roots`` included."""
+def reachable(loop: DeterministicLoop, roots: Iterable[object]) -> Iterator[object]:
+    """Every object of the run, including ``roots``."""
     seen: set[int] = set()
     waiting = [each for each in roots if _belongs_to_run(each, loop)]
     seen.update(map(id, waiting))
@@ -137,7 +134,7 @@ def reachable(loop: ReplayLoop, roots: Iterable[object]) -> Iterator[object]:
         referents: list[object] = []
         for each in batch:
             if isinstance(each, types.FunctionType):
-                # Its globals lead everywhere; what it closes over is the run's.
+                # Its globals lead everywhere; its closure belongs to the run.
                 referents += (each.__closure__, each.__defaults__, each.__kwdefaults__)
             else:
                 open_objects.append(each)
@@ -149,7 +146,7 @@ def reachable(loop: ReplayLoop, roots: Iterable[object]) -> Iterator[object]:
 
 
 def mark_finalized(found: object) -> bool:
-    """Set the bit that says that ``found`` was finalized already; True if Python now says so."""
+    """Set the bit that says that ``found`` was already finalized; True if Python now reports that."""
     if not gc.is_finalized(found):
         word = ctypes.c_size_t.from_address(id(found) - WORD_BYTES)
         word.value |= FINALIZED_BIT
@@ -157,12 +154,12 @@ def mark_finalized(found: object) -> bool:
 
 
 def keep_alive(roots: Iterable[object]) -> None:
-    """Hold ``roots`` until the process is gone, also through the interpreter's own shutdown."""
+    """Keep ``roots`` alive until the process has ended, also through the interpreter's shutdown."""
     for each in roots:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
 
-def _belongs_to_run(found: object, loop: ReplayLoop) -> bool:
+def _belongs_to_run(found: object, loop: DeterministicLoop) -> bool:
     kind = type(found)
     if kind is dict:
         return "__builtins__" not in found  # type: ignore[operator]  # not the globals of a module
@@ -173,7 +170,7 @@ def _belongs_to_run(found: object, loop: ReplayLoop) -> bool:
     if isinstance(found, asyncio.Future):
         return found.get_loop() is loop
     if isinstance(found, types.FrameType):
-        # A traceback's frames may go on into the worker that ran the slice.
+        # A traceback's frames may lead into the worker that ran the slice.
         top = str(found.f_globals.get("__name__", "")).partition(".")[0]
         return top not in OWN_PACKAGES and top not in sys.stdlib_module_names
     if isinstance(found, BaseException | asyncio.Handle):
@@ -182,25 +179,25 @@ def _belongs_to_run(found: object, loop: ReplayLoop) -> bool:
 
 
 def _unhook(future: asyncio.Future[Any]) -> None:
-    """Break the circle of a task and what it waits for, so that both go at once and not at some collection."""
+    """Break the reference cycle of a task and what it waits for, so that both are freed at once."""
     if not future.done():
         for callback, _ in tuple(getattr(future, "_callbacks", None) or ()):
             future.remove_done_callback(callback)
 
 
 class LiveLoops:
-    """The loops of this process, for its end: shutting down must run no agent's ``finally`` either."""
+    """The loops of this process, for its end: shutting down must not run an agent's ``finally`` either."""
 
     def __init__(self) -> None:
-        self._loops: weakref.WeakSet[ReplayLoop] = weakref.WeakSet()
+        self._loops: weakref.WeakSet[DeterministicLoop] = weakref.WeakSet()
         atexit.register(self.silence_all)
 
-    def add(self, loop: ReplayLoop) -> None:
-        """Note a loop that begins. Without a lock, which a fork could leave locked; the interpreter's own suffices."""
+    def add(self, loop: DeterministicLoop) -> None:
+        """Register a new loop. Without a lock, which a fork could leave locked; the interpreter's own suffices."""
         self._loops.add(loop)
 
     def silence_all(self) -> None:
-        """Mark or keep alive whatever is still suspended; nothing is dropped."""
+        """Mark or keep alive everything that is still suspended; drops nothing."""
         for loop in self._snapshot():
             if loop.is_running():
                 continue  # in a daemon thread, which stops where it is
@@ -208,11 +205,11 @@ class LiveLoops:
             if not silence(loop, roots):
                 keep_alive(roots)
 
-    def _snapshot(self) -> list[ReplayLoop]:
+    def _snapshot(self) -> list[DeterministicLoop]:
         while True:
             try:
                 return list(self._loops)
-            except RuntimeError:  # another thread began a run meanwhile
+            except RuntimeError:  # another thread started a run meanwhile
                 continue
 
 

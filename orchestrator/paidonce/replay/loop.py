@@ -1,11 +1,11 @@
 """The event loop an agent's coroutine runs on.
 
-Owns the ready queue, the recorded time, the tasks and the async generators of
-one run. It has no selector, no thread and no clock: the machine delivers one
-recorded event (``deliver_time``, then a future's result or ``fire_timers``)
-and calls ``run_until_blocked``, which runs the agent until nothing is ready.
-Must never let in anything that is not in the run's log; what cannot be
-replayed is refused by name and kept in ``refusals``.
+Owns the ready queue, the recorded time, the tasks and the async generators of one run.
+It has no selector, no thread and no clock: the machine delivers one recorded event
+(``deliver_time``, then a future's result or ``fire_timers``) and calls
+``run_until_blocked``, which runs the agent until nothing is ready. Must never let in
+anything that is not in the event history; what cannot be replayed is refused by name
+and recorded in ``refusals``.
 
     loop = ReplayLoop(start_time)            # seconds since the epoch
     task = loop.create_task(agent(...))
@@ -28,27 +28,31 @@ from contextvars import Context
 from threading import get_ident
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
+from paidonce.replay.deterministic_loop import DeterministicLoop
 from paidonce.replay.eviction import live_loops
+from paidonce.replay.forbidden_calls import describe_refusal, refusal_at, where_suspended
 from paidonce.replay.ordering import install_ordering
-from paidonce.replay.refusals import RefusingLoop, describe_refusal, refusal_at, where_suspended
 from paidonce.replay.tasks import ReplayFuture, ReplayHandle, ReplayTask, ReplayTimerHandle
 from paidonce.replay.timers import Timers
 from paidonce.replay.watchdog import SliceInterrupt, Watch, watchdog
 from paidonce_models.errors import ReplayError, SliceTooLong
 
+__replay_loop__ = True
+"""``refusals.LOOP_MARK``: a frame of this module is the loop's."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# How many tasks or async generators are made before those that ended are forgotten.
+# How many tasks or async generators are created before ended ones are dropped.
 FORGET_ENDED_EVERY = 32
-# How asyncio's C code begins or ends what it tells a task that awaits something it cannot resolve.
+# How asyncio's C code starts or ends the message to a task that awaits something it cannot resolve.
 FOREIGN_AWAITS = {
     "attached to a different loop": "awaiting a future of another event loop",
     "Task got bad yield": "awaiting something that is not asyncio's",
 }
 
 
-class ReplayLoop(RefusingLoop):
+class ReplayLoop(DeterministicLoop):
     """A deterministic event loop that runs one slice at a time."""
 
     def __init__(
@@ -58,7 +62,7 @@ class ReplayLoop(RefusingLoop):
         most_tasks: int = sys.maxsize,
         on_too_many_tasks: Callable[[], NoReturn] | None = None,
     ) -> None:
-        """``on_too_many_tasks`` is called instead of making a task where ``most_tasks`` have not ended."""
+        """``on_too_many_tasks`` is called instead of creating a task if ``most_tasks`` have not ended."""
         install_ordering(ReplayLoop)
         self._time = start_time
         self._ordinal = 0
@@ -76,15 +80,15 @@ class ReplayLoop(RefusingLoop):
         self.unhandled: list[dict[str, Any]] = []
         live_loops.add(self)
 
-    # What the machine calls.
+    # Called by the machine.
 
     def deliver_time(self, seconds: float) -> None:
-        """Set the recorded time of the event about to be delivered; earlier than before counts as unchanged."""
+        """Set the recorded time of the next event; a time before the previous one leaves it unchanged."""
         if seconds > self._time:
             self._time = seconds
 
     def next_timer(self) -> float | None:
-        """The earliest deadline that is neither fired nor cancelled; seconds since the epoch. Never infinite."""
+        """The earliest deadline that is neither fired nor cancelled, in seconds since the epoch. Never infinite."""
         when = self._timers.earliest()
         return None if when == math.inf else when
 
@@ -97,15 +101,15 @@ class ReplayLoop(RefusingLoop):
     def run_until_blocked(self, limit_seconds: float = 5.0) -> None:
         """Run the agent until nothing is ready.
 
-        Raises ``SliceTooLong`` after ``limit_seconds``; the loop is then in no
-        defined state and must be discarded. ``SystemExit`` and
-        ``KeyboardInterrupt`` pass through, as on any loop. What the agent did
-        otherwise is in its task, in ``refusals`` and in ``unhandled``.
+        Raises ``SliceTooLong`` after ``limit_seconds``; the loop is then in an undefined
+        state and must be discarded. ``SystemExit`` and ``KeyboardInterrupt`` pass through, as
+        on any loop. Everything else that the agent did is in its task, in ``refusals`` and in
+        ``unhandled``.
         """
         if self._closed:
             raise RuntimeError("Event loop is closed")
         if self._thread_id is not None:
-            raise RuntimeError("a slice of this loop is under way already")
+            raise RuntimeError("a slice of this loop is already running")
         thread_id = get_ident()
         ready = self._ready
         popleft = ready.popleft
@@ -132,10 +136,10 @@ class ReplayLoop(RefusingLoop):
         except SliceInterrupt:
             pass
         finally:
-            # The interrupt that broke the slice off may be followed by two more: one that was sent before ``done``
-            # was set, and one by a watchdog that was about to send it. Each can arrive where a call begins, before
-            # the called function's own ``try``: so nothing may be called before ``done`` is set, and each call
-            # after it stands in a ``try`` of this function. No loop, whose jump backwards is such a place too.
+            # The interrupt that ended the slice may be followed by two more: one that was sent before ``done`` was set,
+            # and one by a watchdog that was about to send it. Each can arrive where a call begins, before the called
+            # function's own ``try``. So nothing may be called before ``done`` is set, and each call after that is in a
+            # ``try`` of this function. No loop either: its jump backwards is such a place too.
             watch.done = True
             try:
                 watchdog.end(watch)
@@ -151,7 +155,7 @@ class ReplayLoop(RefusingLoop):
             raise self._slice_too_long(watch, handle, limit_seconds)
 
     def live_tasks(self) -> list[ReplayTask]:
-        """The tasks that have not ended, in the order they were made."""
+        """The tasks that have not ended, in order of creation."""
         return [task for task in self._tasks if not task.done()]
 
     def held(self) -> list[object]:
@@ -168,12 +172,12 @@ class ReplayLoop(RefusingLoop):
         self.unhandled.clear()
 
     def next_ordinal(self) -> int:
-        """Count one more thing made on this loop: the same on every replay, as the agent does the same."""
+        """The number of the next object created on this loop: the same on every replay."""
         self._ordinal = ordinal = self._ordinal + 1
         return ordinal
 
     async def shutdown_asyncgens(self) -> None:
-        """Close the async generators that the agent left unfinished, begun in the order they were first used."""
+        """Close the async generators that the agent left unfinished, in the order of their first use."""
         unfinished = [generator for generator in self._asyncgens if _frame_of(generator) is not None]
         self._asyncgens.clear()
         results = await asyncio.gather(*(generator.aclose() for generator in unfinished), return_exceptions=True)
@@ -185,7 +189,7 @@ class ReplayLoop(RefusingLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """There is none."""
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def time(self) -> float:
         """The recorded time of the event being delivered; seconds since the epoch."""
@@ -194,7 +198,7 @@ class ReplayLoop(RefusingLoop):
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> ReplayHandle:
-        """Make ``callback`` ready, behind what is ready already."""
+        """Make ``callback`` ready, after those that are ready already."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
         if self._thread_id is not None and self._thread_id != get_ident():
@@ -208,7 +212,7 @@ class ReplayLoop(RefusingLoop):
     def call_soon_threadsafe(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> ReplayHandle:
-        """``call_soon`` from within the slice; from anywhere else it would be an input that nobody recorded."""
+        """``call_soon`` from within the slice; from anywhere else it would be an unrecorded input."""
         if self._thread_id != get_ident():
             self.refuse("loop.call_soon_threadsafe() from another thread")
         return self.call_soon(callback, *args, context=context)
@@ -216,7 +220,7 @@ class ReplayLoop(RefusingLoop):
     def call_later(
         self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> ReplayTimerHandle:
-        """``call_at``, counted from the recorded time."""
+        """``call_at``, relative to the recorded time."""
         return self.call_at(self._time + delay, callback, *args, context=context)
 
     def call_at(
@@ -246,7 +250,7 @@ class ReplayLoop(RefusingLoop):
         context: Context | None = None,
         eager_start: bool | None = None,
     ) -> ReplayTask:
-        """A task hashed by ordinal; the loop holds it until it has ended, so no collection can drop it midway."""
+        """A task hashed by ordinal; the loop keeps it until it has ended, so that it is not collected midway."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
         if eager_start:
@@ -255,7 +259,7 @@ class ReplayLoop(RefusingLoop):
         if len(tasks) >= self._most_tasks:
             self._tasks = tasks = self.live_tasks()
             if len(tasks) >= self._most_tasks and self._on_too_many_tasks is not None:
-                coro.close()  # never begun: nothing of it runs, and nobody is told that it was not awaited
+                coro.close()  # never started: none of it runs, and there is no "never awaited" warning
                 self._on_too_many_tasks()
         task = ReplayTask(coro, loop=self, name=name, context=context)
         tasks.append(task)
@@ -265,7 +269,7 @@ class ReplayLoop(RefusingLoop):
         return task
 
     def is_running(self) -> bool:
-        """Whether a slice is under way."""
+        """Whether a slice is running."""
         return self._thread_id is not None
 
     def is_closed(self) -> bool:
@@ -273,7 +277,7 @@ class ReplayLoop(RefusingLoop):
         return self._closed
 
     def close(self) -> None:
-        """Take no more callbacks. What is suspended stays so; see ``eviction.discard``."""
+        """Accept no more callbacks. Suspended code stays suspended; see ``eviction.discard``."""
         if self._thread_id is not None:
             raise RuntimeError("Cannot close a running event loop")
         self._closed = True
@@ -283,7 +287,7 @@ class ReplayLoop(RefusingLoop):
         return False
 
     def get_task_factory(self) -> None:
-        """None; the loop makes its own tasks."""
+        """None; the loop creates its own tasks."""
 
     def get_exception_handler(self) -> None:
         """None; see ``unhandled``."""
@@ -293,13 +297,13 @@ class ReplayLoop(RefusingLoop):
         self.unhandled.append(context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Collect ``context`` in ``unhandled``; nothing is logged, as a replay would log it again."""
+        """Collect ``context`` in ``unhandled``; nothing is logged, because a replay would log it again."""
         self.unhandled.append(context)
 
     # Inner parts.
 
     def suspended_creators(self) -> Iterator[object]:
-        """The coroutines of the tasks that led to the one that runs, the nearest first."""
+        """The coroutines of the tasks that created the current one, the nearest first."""
         tasks = {task.ordinal: task for task in self._tasks}
         task = tasks.get(getattr(asyncio.current_task(self), "ordinal", 0))
         while task is not None and (task := tasks.get(task.creator)) is not None:
@@ -315,9 +319,9 @@ class ReplayLoop(RefusingLoop):
     def _refuse_foreign_await(self, step: Callable[..., object]) -> None:
         """Record it if ``step`` is asyncio about to tell a task that it awaits what this loop cannot resolve.
 
-        asyncio's C code has made a ``RuntimeError`` by then, inside a callable
-        without attributes. The error's text is changed, so that the agent's
-        author reads the same as with any other refusal.
+        By then asyncio's C code has created a ``RuntimeError``, inside a callable without
+        attributes. The error's text is replaced, so that the agent's author sees the same
+        message as for any other refusal.
         """
         for error in gc.get_referents(step):
             if not isinstance(error, RuntimeError):
@@ -352,7 +356,7 @@ class ReplayLoop(RefusingLoop):
 
 
 def _leave_alone(generator: AsyncGenerator[Any, Any]) -> None:
-    """The finalizer hook: a collection closes no generator; ``shutdown_asyncgens`` does."""
+    """The finalizer hook: garbage collection closes no generator; ``shutdown_asyncgens`` does."""
 
 
 def _frame_of(generator: AsyncGenerator[Any, Any]) -> object:

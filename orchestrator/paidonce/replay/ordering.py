@@ -1,17 +1,17 @@
-"""The same order from asyncio's own functions in every process.
+"""Makes asyncio's own functions use the same order in every process.
 
-Owns five names that are rebound once per process, four of them inside asyncio,
-each acting only where a replay loop is concerned and leaving all else as it was:
+Owns five names that are rebound once per process, four of them inside asyncio, each
+with an effect only on a replay loop:
 
 - ``asyncio.tasks.set``, a name that hides the builtin in that one module:
-  ``as_completed`` starts its coroutines in the order of ``set(...)``, that is
-  by memory address; here it is the order of the arguments. Hiding the name
-  reaches ``from asyncio import as_completed`` done before us as well.
+  ``as_completed`` starts its coroutines in the order of ``set(...)``, that is by memory
+  address; here it is the order of the arguments. Hiding the name also affects an
+  earlier ``from asyncio import as_completed``.
 - ``asyncio.tasks._GatheringFuture``: what ``gather`` returns gets an ordinal.
-- ``asyncio.all_tasks``: asked of the loop, for it keeps its own list.
+- ``asyncio.all_tasks``: delegates to the loop, which keeps its own list.
 - ``asyncio.futures._chain_future``: a future of a thread cannot be replayed.
-- ``threading.Thread.start``: anyio starts its worker threads without asking the
-  loop; other threads (a library's logging, say) are not the agent's inputs.
+- ``threading.Thread.start``: anyio starts its worker threads without the loop; other
+  threads (a library's logging, for example) are no inputs of the agent.
 
 Must never change what a loop other than ours does.
 """
@@ -25,10 +25,9 @@ import builtins
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from paidonce.replay.loop import ReplayLoop
+from paidonce.replay.deterministic_loop import DeterministicLoop
 
 original_all_tasks = asyncio.all_tasks
 original_gathering_future: Callable[..., asyncio.Future[Any]] = asyncio.tasks._GatheringFuture  # type: ignore[attr-defined]  # private
@@ -37,19 +36,19 @@ original_chain_future: Callable[..., None] = asyncio.futures._chain_future  # ty
 installing = threading.Lock()
 
 
-def install_ordering(loop_type: type[ReplayLoop]) -> None:
+def install_ordering(loop_type: type[DeterministicLoop]) -> None:
     """Rebind the names for loops of ``loop_type``; does nothing the second time in a process."""
     with installing:
         if hasattr(asyncio.tasks, "set"):
             return
 
-        # Asked for now: usage capture may stand in front of it since we were imported.
+        # Read now: usage capture may have wrapped it since this module was imported.
         original_thread_start = threading.Thread.start
 
         class GatheringFuture(original_gathering_future):  # type: ignore[valid-type,misc]  # a private class
             """What ``gather`` returns, hashed by ordinal."""
 
-            def __init__(self, children: list[asyncio.Future[Any]], *, loop: ReplayLoop) -> None:
+            def __init__(self, children: list[asyncio.Future[Any]], *, loop: DeterministicLoop) -> None:
                 self.ordinal = loop.next_ordinal()
                 super().__init__(children, loop=loop)
 
@@ -61,14 +60,14 @@ def install_ordering(loop_type: type[ReplayLoop]) -> None:
             return make(children, loop=loop)
 
         def set_in_order(items: Iterable[Any] = ()) -> Collection[Any]:
-            """``set(items)``; on a replay loop, awaitables without an ordinal stay in the order given."""
+            """``set(items)``; on a replay loop, awaitables without an ordinal keep the given order."""
             loop = asyncio._get_running_loop()
             if not isinstance(loop, loop_type):
                 return builtins.set(items)
             unique = dict.fromkeys(items)
             if all(hasattr(item, "ordinal") for item in unique):
                 return builtins.set(unique)
-            # The sets that asyncio.wait returns would be in the order of memory addresses.
+            # The sets that asyncio.wait returns would be ordered by memory address.
             if sum(1 for item in unique if asyncio.isfuture(item) and not hasattr(item, "ordinal")) > 1:
                 loop.refuse("asyncio.Future() (instead of loop.create_future())")
             return list(unique)
@@ -96,7 +95,7 @@ def install_ordering(loop_type: type[ReplayLoop]) -> None:
 
         all_tasks.__doc__ = original_all_tasks.__doc__
         for module in tuple(sys.modules.values()):
-            # Also where somebody said ``from asyncio import all_tasks`` before us.
+            # Also for an earlier ``from asyncio import all_tasks``.
             if module is not sys.modules[__name__] and getattr(module, "__dict__", {}).get("all_tasks") is (
                 original_all_tasks
             ):

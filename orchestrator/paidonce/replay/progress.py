@@ -1,29 +1,30 @@
-"""From what a machine asks for to what one advance writes. Pure."""
+"""Converts a machine's requests to what one advance writes. Pure."""
 
 from __future__ import annotations
 
-from paidonce.declarations import StepDeclaration
-from paidonce.replay.machine import Machine, Schedule
-from paidonce_models.documents import decode_encoded
-from paidonce_models.encoding import canonical_sha256
-from paidonce_models.payload_memory import PayloadMemory
-from paidonce_models.payloads import split
+from paidonce.declarations.declaration import StepDeclaration
+from paidonce.replay.commands import Schedule
+from paidonce.replay.run_replay import Machine
+from paidonce_models.payloads.documents import decode_encoded
+from paidonce_models.payloads.encoding import canonical_sha256
+from paidonce_models.payloads.payload_memory import PayloadMemory
+from paidonce_models.payloads.payload_parts import split
 from paidonce_models.queues import full_queue_name
 from paidonce_models.states import RunState
-from paidonce_models.store.advancing import NewStep, Progress, RunEnd
+from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd
 
 DEADLOCK = {
     "type": "Deadlock",
     "code": "deadlock",
-    "message": "the agent awaits something that no step, timer or child run will ever bring about "
-    "(an Event nobody sets, a Queue nobody fills); mend the agent, or cancel the run",
+    "message": "the agent awaits something that no step, timer or child run will ever complete "
+    "(an Event nobody sets, a Queue nobody fills); correct the agent, or cancel the run",
 }
 
 
 def progress_of(
     machine: Machine, *, from_seq: int, python_minor: str, limit_bytes: int, cancel_grace_seconds: float
 ) -> Progress:
-    """All that the machine asked for since ``from_seq``, up to the newest event it was fed."""
+    """All that the machine requested since ``from_seq``, up to the newest event that it was fed."""
     new_steps: list[NewStep] = []
     cancelled: list[int] = []
     for command in machine.commands:
@@ -34,7 +35,7 @@ def progress_of(
         else:
             cancelled.append(command.position)
     end = _end(machine, limit_bytes)
-    state = machine.standing if end is None else end.state
+    state = machine.suspended_state if end is None else end.state
     deadlocked = end is None and state is RunState.BLOCKED
     return Progress(
         from_seq=from_seq,
@@ -58,7 +59,7 @@ def _end(machine: Machine, limit_bytes: int) -> RunEnd | None:
         return None
     if outcome.result is None:
         return RunEnd(state=outcome.state, error=outcome.error)
-    # The machine has refused a result beyond the limit: it blocks the run.
+    # The machine has refused a result beyond the limit: that blocks the run.
     return RunEnd(state=outcome.state, result=split(outcome.result, memory=machine.memory, limit_bytes=limit_bytes))
 
 

@@ -1,11 +1,10 @@
-"""The threads that run agents: every slice of a run on the same one, for as long as this process holds its coroutine.
+"""The threads that run agents: all slices of a run on the same thread, while this process holds its coroutine.
 
-A library may keep state by thread (``threading.local``, ``threading.get_ident()``, a lock that its owner must release,
-an object of C that belongs to a thread): under asyncio all tasks share one thread, and so such code was written. Here
-any thread of a worker may have a run's next event; it hands the slice to the run's own thread and waits for it.
-
-A slice may block its thread for seconds, in C for as long as it likes. Whoever waits behind it gives up after
-``PATIENCE_SECONDS`` and replays its run on another thread; a thread that is stuck gets no runs and is replaced.
+A library may keep state per thread (``threading.local``, ``threading.get_ident()``, a lock that its owner must release,
+a C object that belongs to a thread): in asyncio all tasks share one thread, and such code relies on it. Here any thread
+of a worker may receive a run's next event; it passes the slice to the run's own thread and waits for it. A slice may
+block its thread for seconds, in C for as long as it likes. A thread that waits behind it gives up after
+``PATIENCE_SECONDS`` and replays its run on another thread; a stuck thread gets no new runs and is replaced.
 
 Must never run anything but slices: no statement of the store, no body of a step.
 """
@@ -21,16 +20,16 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 THREADS = 8
-"""Runs compute one at a time anyway; more threads only let fewer runs wait behind one that blocks."""
+"""Runs compute one at a time anyway; with more threads, fewer runs wait behind one that blocks."""
 PATIENCE_SECONDS = 1.0
 
 
 class ThreadBusy(Exception):
-    """The run's thread is occupied by another run's slice, and has not begun this one."""
+    """The run's thread is occupied by another run's slice, and has not started this one."""
 
 
 class _Call(Generic[T]):
-    """A slice on its way to its thread: whoever acquires ``begun`` runs it, or gives it up."""
+    """A slice on its way to its thread: whoever acquires ``begun`` runs it, or cancels it."""
 
     __slots__ = ("act", "begun", "done", "error", "result")
 
@@ -43,7 +42,7 @@ class _Call(Generic[T]):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """In the thread."""
+        """Runs in the thread."""
         act, self.act = self.act, None
         if act is None or not self.begun.acquire(blocking=False):
             return
@@ -64,10 +63,10 @@ class SliceThread:
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
         self.waiting = 0
-        """How many callers wait for it; a hint, for the choice of a thread."""
+        """How many callers wait for it; a hint for choosing a thread."""
 
     def call(self, act: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) -> T:
-        """Let the thread do it; what it raises is raised here. Raises ``ThreadBusy`` if it was not begun in time."""
+        """Let the thread run it; re-raises its exception. Raises ``ThreadBusy`` if it was not started in time."""
         if self._thread is threading.current_thread():
             return act()
         if self._thread is None:
@@ -79,21 +78,21 @@ class SliceThread:
             if not call.done.acquire(timeout=patience_seconds):
                 if call.begun.acquire(blocking=False):
                     raise ThreadBusy
-                call.done.acquire()  # it has begun: the watchdog sees to it that it ends
+                call.done.acquire()  # it has started: the watchdog makes sure that it ends
         finally:
             self.waiting -= 1
         if call.error is not None:
             try:
                 raise call.error
             finally:
-                call.error = None  # or the error would keep this frame, and so itself
+                call.error = None  # else the error would keep this frame, and so itself
         return call.result  # type: ignore[return-value]  # set, as there is no error
 
     def _begin(self) -> None:
         with self._start:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                # In no context of the caller's: what runs in it later is nobody's step.
+                # Outside the caller's context: what runs in it later belongs to no step.
                 Context().run(thread.start)
                 self._thread = thread
 
@@ -114,14 +113,14 @@ class SliceThreads:
         self._threads = [self._make() for _ in range(count)]
 
     def choose(self) -> SliceThread:
-        """The thread for a run that begins or is replayed: one that nobody waits for, else the one with fewest."""
+        """The thread for a run that starts or is replayed: an idle one, else the one with fewest waiters."""
         with self._lock:
             self._next = (self._next + 1) % len(self._threads)
             threads = [*self._threads[self._next :], *self._threads[: self._next]]
         return min(threads, key=lambda thread: thread.waiting)
 
     def call(self, thread: SliceThread, act: Callable[[], T]) -> T:
-        """As ``SliceThread.call``; a thread that is busy for too long is left alone from then on."""
+        """Like ``SliceThread.call``; a thread that is busy for too long gets no new runs."""
         try:
             return thread.call(act, self._patience_seconds)
         except ThreadBusy:

@@ -1,10 +1,10 @@
 """Tasks, futures and handles of the replay loop.
 
-Owns their order: each is hashed by its ordinal, a count of the loop that made
-it, so that a set of them (``asyncio.wait``, ``TaskGroup``, ``as_completed``)
-is walked in the same order in every process and under every hash seed. Must
-never use ``id()``, a process-wide counter or a clock. Made by ``ReplayLoop``
-only; ``ordering`` gives asyncio's own ``gather`` the same future.
+Owns their order: each is hashed by its ordinal, a counter of the loop that created it,
+so that a set of them (``asyncio.wait``, ``TaskGroup``, ``as_completed``) is iterated in
+the same order in every process and under every hash seed. Must never use ``id()``, a
+process-wide counter or a clock. Created by ``ReplayLoop`` only; ``ordering`` gives
+asyncio's own ``gather`` the same kind of future.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import asyncio
 import asyncio.tasks
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from paidonce.replay.loop import ReplayLoop
+from paidonce.replay.deterministic_loop import DeterministicLoop
 
 # Documented for those who write their own tasks; missing from typeshed.
 forget_in_process_registry: Callable[[asyncio.Task[Any]], None] = asyncio.tasks._unregister_task
@@ -27,7 +26,7 @@ class ReplayFuture(asyncio.Future[Any]):
 
     __slots__ = ("ordinal",)
 
-    def __init__(self, *, loop: ReplayLoop) -> None:
+    def __init__(self, *, loop: DeterministicLoop) -> None:
         self.ordinal = loop.next_ordinal()
         super().__init__(loop=loop)
 
@@ -38,8 +37,8 @@ class ReplayFuture(asyncio.Future[Any]):
 class ReplayTask(asyncio.Task[Any]):
     """A task whose hash and default name are its ordinal within its loop.
 
-    ``creator`` is the ordinal of the task that made it, or 0: a library's task
-    has no line of the agent's on its stack, the one that waits for it has.
+    ``creator`` is the ordinal of the task that created it, or 0: a library's task has no
+    line of the agent on its stack, but the one that waits for it has.
     """
 
     __slots__ = ("creator", "ordinal")
@@ -48,13 +47,13 @@ class ReplayTask(asyncio.Task[Any]):
         self,
         coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any],
         *,
-        loop: ReplayLoop,
+        loop: DeterministicLoop,
         name: str | None = None,
         context: Context | None = None,
     ) -> None:
         self.ordinal = loop.next_ordinal()
         self.creator: int = getattr(asyncio.current_task(loop), "ordinal", 0)
-        # asyncio's default name is a count of the process and would differ on replay.
+        # asyncio's default name is a process-wide counter and would differ on replay.
         super().__init__(coro, loop=loop, name=f"Task-{self.ordinal}" if name is None else name, context=context)
         # asyncio keeps one weak set of all tasks of the process. With thousands of loops whose ordinals all
         # start at 1 its hashes would collide; the loop knows its own tasks, and all_tasks() asks the loop.
@@ -65,7 +64,7 @@ class ReplayTask(asyncio.Task[Any]):
 
 
 class ReplayHandle(asyncio.Handle):
-    """A callback that is ready; ``asyncio.Handle`` without its debugging."""
+    """A ready callback; ``asyncio.Handle`` without its debugging."""
 
     __slots__ = ()
     _callback: Callable[..., object]
@@ -88,7 +87,7 @@ class ReplayHandle(asyncio.Handle):
 
 
 class ReplayTimerHandle(asyncio.TimerHandle):
-    """A callback with a deadline; it becomes ready when the machine says that its time has come."""
+    """A callback with a deadline; becomes ready when the machine says that its time has come."""
 
     __slots__ = ()
     _callback: Callable[..., object]

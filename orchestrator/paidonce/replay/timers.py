@@ -1,8 +1,8 @@
 """The deadlines of one replay loop.
 
-Owns which timers are pending and in which order they fire: by deadline, then
-by ordinal. Must never look at a clock: a timer fires when the machine delivers
-a recorded timer event, and not before.
+Owns which timers are pending and in which order they fire: by deadline, then by ordinal.
+Must never read a clock: a timer fires when the machine delivers a recorded timer event,
+and not before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import heapq
 
 from paidonce.replay.tasks import ReplayTimerHandle
 
-# Rebuild the heap once this many of its entries are cancelled and they are its greater part; every
+# Rebuild the heap once this many of its entries, and more than half, are cancelled; every
 # ``asyncio.timeout`` that did not expire leaves one behind.
 CANCELLED_BEFORE_REBUILD = 64
 
@@ -38,7 +38,7 @@ class Timers:
             self._cancelled = 0
 
     def earliest(self) -> float | None:
-        """The earliest deadline that still counts, or None."""
+        """The earliest deadline that is not cancelled, or None."""
         heap = self._heap
         while heap and heap[0][2].cancelled():
             heapq.heappop(heap)
@@ -46,7 +46,7 @@ class Timers:
         return heap[0][0] if heap else None
 
     def take_due(self, until: float) -> list[ReplayTimerHandle]:
-        """Remove and return what is due at ``until``, in the order it fires."""
+        """Remove and return what is due at ``until``, in firing order."""
         due: list[ReplayTimerHandle] = []
         while (when := self.earliest()) is not None and when <= until:
             due.append(heapq.heappop(self._heap)[2])

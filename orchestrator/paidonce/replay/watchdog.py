@@ -1,10 +1,9 @@
 """The time limit of a slice.
 
-Owns one thread per process that interrupts an agent which computes and never
-blocks, be it in ``while True: pass`` or in an endless ``await sleep(0)``. Must
-never hit the thread after the slice ended, nor cost a slice more than a
-microsecond: a slice leaves a note in a dictionary, and this thread reads the
-notes a few times a second.
+Owns one thread per process that interrupts an agent which computes and never blocks, in
+``while True: pass`` or in an endless ``await sleep(0)``. Must never hit the thread after
+the slice has ended, nor cost a slice more than a microsecond: a slice leaves an entry in
+a dictionary, and this thread checks the entries a few times per second.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ import sys
 import threading
 import time
 
-from paidonce.replay.refusals import where_running
+from paidonce.replay.forbidden_calls import where_running
 
 LONGEST_LOOK_SECONDS = 0.25
 SHORTEST_LOOK_SECONDS = 0.005
 
 
 class SliceInterrupt(BaseException):
-    """Raised into a slice that ran out of time; never leaves ``run_until_blocked``.
+    """Raised in a slice that ran out of time; never leaves ``run_until_blocked``.
 
     A ``BaseException`` so that the agent's ``except Exception`` does not swallow it.
     """
 
 
-# NULL. A plain None becomes NULL only as long as nobody in the process has declared the function's argument types.
+# NULL. A plain None becomes NULL only as long as no one in the process has declared the function's argument types.
 
 
 class Watch:
-    """One slice under way in one thread."""
+    """One running slice in one thread."""
 
     __slots__ = ("done", "expired", "limit_seconds", "observed_seconds", "thread_id", "where")
 
@@ -46,7 +45,7 @@ class Watch:
 
 
 class Watchdog:
-    """Interrupts slices that outlive their limit; one per process."""
+    """Interrupts slices that exceed their limit; one per process."""
 
     def __init__(self) -> None:
         self._reset()
@@ -60,7 +59,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def begin(self, thread_id: int, limit_seconds: float) -> Watch:
-        """Note a slice that starts now."""
+        """Register a slice that starts now."""
         watch = Watch(thread_id, limit_seconds)
         self._watches[watch] = None
         if self._thread is None or limit_seconds < self._look_seconds * 4:
@@ -68,13 +67,13 @@ class Watchdog:
         return watch
 
     def end(self, watch: Watch) -> None:
-        """The slice is over; when this returns, nothing of it can interrupt the thread any more.
+        """The slice is over; when this returns, it can no longer cause an interrupt of the thread.
 
-        The caller has set ``watch.done`` already. Without the lock this is safe
-        because the two flags are written and read crosswise: the slice sets
-        ``done`` and then reads ``expired``, the watchdog sets ``expired`` and then
-        reads ``done``; so either the slice sees that it expired and waits for the
-        lock, or the watchdog sees that it is done and leaves it alone.
+        The caller has already set ``watch.done``. This is safe without the lock, because the
+        two flags are written and read crosswise: the slice sets ``done`` and then reads
+        ``expired``, the watchdog sets ``expired`` and then reads ``done``. So either the slice
+        sees that it expired and waits for the lock, or the watchdog sees that it is done and
+        leaves it alone.
         """
         self._watches.pop(watch, None)
         while watch.expired:
@@ -99,8 +98,8 @@ class Watchdog:
             self._look_again.wait(self._look_seconds)
             self._look_again.clear()
             now = time.monotonic()
-            # A process that was suspended, or a machine that slept, wakes up long past every deadline; that
-            # time was not the agent's, so a look counts for no more than twice what it should have taken.
+            # A process that was suspended, or a machine that slept, wakes up long past every deadline; that time
+            # was not the agent's, so a check counts for at most twice its planned duration.
             passed = min(now - last_look, 2 * self._look_seconds)
             last_look = now
             for watch in tuple(self._watches):
@@ -117,18 +116,18 @@ class Watchdog:
                 watch.where = where_running(sys._current_frames().get(watch.thread_id))
             watch.expired = True
             if not watch.done:
-                # Sent again at each look for as long as the agent swallows it.
+                # Sent again at each check while the agent swallows it.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(watch.thread_id), ctypes.py_object(SliceInterrupt)
                 )
 
 
 def _absorb_interrupt(thread_id: int) -> None:
-    """In the thread itself: let an interrupt that was sent and has not arrived yet arrive here.
+    """Called by the thread itself: let an interrupt that was sent and has not struck yet strike here.
 
-    Another one replaces it and is waited for. Taking it back with NULL would do
-    too, but leaves CPython's eval breaker set for good: every check is slow from
-    then on, and on 3.11 a profile function makes the thread spin.
+    Another one replaces it and is waited for. Clearing it with NULL would also work, but
+    leaves CPython's eval breaker set for good: every check is slow from then on, and on
+    3.11 a profile function makes the thread spin.
     """
     try:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(SliceInterrupt))

@@ -1,4 +1,4 @@
-"""``AgentRun``: what came of a run in a simulation."""
+"""``AgentRun``: the result of a run in a simulation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paidonce_models.store.queries import StepView
 
 @dataclass(frozen=True, kw_only=True)
 class AgentRun:
-    """A run that came to rest: ended, or standing still for good (``blocked``, or waiting for a person).
+    """A run that came to rest: it has ended, is ``blocked`` for good, or waits for a person.
 
     ``executions`` counts how often each step's body ran, by name; ``repeated``
     names the steps whose body ran again after an attempt had been accepted,

@@ -1,15 +1,14 @@
-"""``forbid_nondeterminism``: what an agent must not do between two awaits, caught with its line.
+"""``forbid_nondeterminism``: detects what an agent must not do between two awaits, with its line.
 
-Owns the detection of clocks, randomness, I/O and threads used by an agent's
-own code, directly or through a library. Clocks, randomness and threads are seen
-by a profile function on the current thread, I/O by an audit hook. Each
-finding is blamed on the nearest frame of user code; code that Paidonce,
-logging or the import system runs for its own purposes is exempt. For tests
-only: profiling slows Python down.
+Owns the detection of clocks, randomness, I/O and threads used by an agent's own code,
+directly or through a library. A profile function on the current thread detects clocks,
+randomness and threads, an audit hook I/O. Each finding is attributed to the nearest frame
+of user code; code that Paidonce, logging or the import system runs for its own purposes
+is exempt. For tests only: profiling slows Python down.
 
-Not seen: what C code calls without Python in between (a pydantic
-``default_factory=datetime.now``, ``numpy.random``) and the order of sets.
-Replaying the run and comparing catches what matters of it.
+Not detected: what C code calls without Python in between (a pydantic
+``default_factory=datetime.now``, ``numpy.random``) and the order of sets. Replaying the
+run and comparing detects what matters of that.
 """
 
 from __future__ import annotations
@@ -21,13 +20,16 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
+from paidonce.replay import ordering
 from paidonce_models.errors import NotReplayable
+from paidonce_workers.capture import http_tap, threads
+from paidonce_workers.capture import wrapping as layers
 
 USE_NOW: Final = "use paidonce.now(), which is the recorded time"
 USE_SLEEP: Final = "use `await asyncio.sleep(...)`, which is durable"
@@ -51,17 +53,17 @@ FORBIDDEN_FUNCTIONS: Final = {
     **dict.fromkeys(("_thread.start_new_thread", "_thread.start_joinable_thread"), USE_STEP),
     **dict.fromkeys((f"{os.name}.{name}" for name in ("stat", "lstat", "access")), USE_STEP),
 }
-"""Built-in functions by the module that defines them, and the way out. ``os.name`` is ``posix`` where we run."""
+"""Built-in functions by the module that defines them, with the remedy. ``os.name`` is ``posix`` on our platforms."""
 
 CLOCKS_WITHOUT_ARGUMENT: Final = {"localtime": 1, "gmtime": 1, "ctime": 1, "asctime": 1, "strftime": 2}
-"""Functions of ``time`` that read the clock when they are given fewer arguments than this, and only then."""
+"""Functions of ``time`` that read the clock only if they get fewer arguments than this."""
 
 CALL: Final = dis.opmap["CALL"]
 
 DATE_METHODS: Final = {"now", "utcnow", "today"}
 
 FORBIDDEN_EVENTS: Final = ("open", "socket.", "subprocess.", "os.", "sqlite3.", "builtins.input")
-"""Beginnings of the audit events that are I/O (https://docs.python.org/3/library/audit_events.html)."""
+"""Prefixes of the audit events that are I/O (https://docs.python.org/3/library/audit_events.html)."""
 
 ALLOWED_EVENTS: Final = ("os.putenv", "os.unsetenv", "socket.__del__")
 
@@ -75,15 +77,10 @@ EXEMPT_PACKAGES: Final = frozenset(
         *("_pytest", "pluggy", "coverage", "pdb", "bdb"),
     }
 )
-"""Packages that read clocks and files for their own purposes, which no replay sees."""
+"""Packages that read clocks and files for their own purposes, without effect on a replay."""
 
-TRANSPARENT_MODULES: Final = frozenset(
-    {
-        *("paidonce.replay.ordering", "paidonce_workers.capture.layers"),
-        *("paidonce_workers.capture.threads", "paidonce_workers.capture.http_tap"),
-    }
-)
-"""Of Paidonce, but called on somebody's behalf: they stand in front of ``Thread.start`` and HTTP requests."""
+TRANSPARENT_MODULES: Final = frozenset({each.__name__ for each in (ordering, layers, threads, http_tap)})
+"""Parts of Paidonce that are called on behalf of others: they wrap ``Thread.start`` and HTTP requests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +95,7 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """The finding in one line: where, what, the way out."""
+        """The finding in one line: where, what, the remedy."""
         return f"{self.file}:{self.line} in {self.function}: {self.used} is not the same on replay; {self.remedy}"
 
 
@@ -110,31 +107,31 @@ class Guard:
         self._entered_from = entered_from
 
     def profile(self, frame: FrameType, event: str, argument: object) -> None:
-        """The profile function: looks at each call of a built-in, and at unseeded ``random.Random()``."""
+        """The profile function: checks each call of a built-in, and unseeded ``random.Random()``."""
         if event == "c_call":
             found = forbidden_builtin(argument) or clock_without_argument(argument, frame)
             if found is not None:
-                # asyncio's loops read clocks to schedule, which is their business.
+                # asyncio's loops read clocks for scheduling, which is allowed.
                 self.report(frame, *found, exempt=EXEMPT_PACKAGES | {"asyncio"})
         elif event == "call" and frame.f_code is SEED and frame.f_locals.get("a") is None:
             self.report(frame, "random.Random() without a seed", USE_RANDOM, exempt=EXEMPT_PACKAGES)
 
     def audit(self, event: str, arguments: tuple[object, ...]) -> None:
-        """The audit hook's part: I/O."""
+        """The audit hook: I/O."""
         if not event.startswith(FORBIDDEN_EVENTS) or event in ALLOWED_EVENTS:
             return
         what = f"{event}({arguments[0]!r})" if event == "open" and arguments else event
         self.report(sys._getframe(2), what, USE_STEP, exempt=EXEMPT_PACKAGES)
 
     def report(self, frame: FrameType, primitive: str, remedy: str, *, exempt: frozenset[str]) -> None:
-        """Blame the nearest user code on the stack, unless an exempt package stands before it."""
+        """Attribute it to the nearest user code on the stack, unless an exempt package comes before that."""
         entry: FrameType | None = None
         current: FrameType | None = frame
         while current is not None:
             module = str(current.f_globals.get("__name__", ""))
             package = module.partition(".")[0]
             if current.f_code in _collectors():
-                return  # whoever listens to the garbage collector is called in the middle of anybody's code
+                return  # callbacks of the garbage collector run in the middle of any code
             if module not in TRANSPARENT_MODULES:
                 if package in exempt:
                     return
@@ -164,7 +161,7 @@ class Guard:
         return NotReplayable("; ".join(dict.fromkeys(finding.message for finding in self.findings)))
 
     def _is_importing(self, frame: FrameType) -> bool:
-        """Whether the code runs because the block imports a module: it runs once a process, replay or not."""
+        """Whether the code runs because the block imports a module: it runs once per process, replay or not."""
         current: FrameType | None = frame
         while current is not None and current is not self._entered_from:
             if current.f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib"):
@@ -179,7 +176,7 @@ def _collectors() -> set[object]:
 
 
 def forbidden_builtin(function: object) -> tuple[str, str] | None:
-    """The name of a built-in that reads a clock, randomness or the file system, and the way out."""
+    """The name of a built-in that reads a clock, randomness or the file system, and the remedy."""
     name = getattr(function, "__name__", "")
     owner = getattr(function, "__self__", None)
     if owner is None or isinstance(owner, type(sys)):
@@ -195,10 +192,10 @@ def forbidden_builtin(function: object) -> tuple[str, str] | None:
 
 
 def clock_without_argument(function: object, frame: FrameType) -> tuple[str, str] | None:
-    """``time.strftime("%Y")`` and its like in the call that ``frame`` makes now: the clock is their default.
+    """``time.strftime("%Y")`` and the like in the current call of ``frame``: the clock is their default.
 
     The number of arguments is an operand of the call's instruction, the same in Python 3.11 to 3.13; a call with
-    ``*arguments`` is another instruction, and is believed to give them all.
+    ``*arguments`` is another instruction, and is assumed to pass them all.
     """
     name = getattr(function, "__name__", "")
     expected = CLOCKS_WITHOUT_ARGUMENT.get(name)
@@ -220,7 +217,7 @@ def is_user_code(frame: FrameType, package: str) -> bool:
 
 
 class _Active(threading.local):
-    """The guards of this thread, innermost last; an audit hook cannot be removed, so it asks here."""
+    """The guards of this thread, innermost last; an audit hook cannot be removed, so it checks here."""
 
     def __init__(self) -> None:
         self.guards: list[Guard] = []
@@ -231,7 +228,11 @@ _hook_lock = threading.Lock()
 _hook_installed = threading.Event()
 
 
-def _audit_hook(event: str, arguments: tuple[object, ...]) -> None:
+def _audit_hook(
+    event: str, arguments: tuple[object, ...], *, is_finalizing: Callable[[], bool] = sys.is_finalizing
+) -> None:
+    if is_finalizing():  # a default, as by now the names of this module may be None
+        return
     guards = _active.guards
     if guards and event.startswith(FORBIDDEN_EVENTS):
         guards[-1].audit(event, arguments)
@@ -246,12 +247,11 @@ def _install_audit_hook() -> None:
 
 @contextmanager
 def forbid_nondeterminism() -> Iterator[Guard]:
-    """Raise ``NotReplayable`` where user code on this thread uses a clock, randomness, I/O or a thread.
+    """Raise ``NotReplayable`` if user code on this thread uses a clock, randomness, I/O or a thread.
 
-    The error names the function used, the file and line, and the way out. It
-    is raised at the use, and once more at the end of the block if the code
-    swallowed it. Reading ``os.environ``, logging, seeded generators and
-    imports are allowed.
+    The error names the function used, the file and line, and the remedy. It is raised at
+    the use, and again at the end of the block if the code swallowed it. Reading
+    ``os.environ``, logging, seeded generators and imports are allowed.
     """
     _install_audit_hook()
     guard = Guard(sys._getframe(2))
@@ -261,7 +261,7 @@ def forbid_nondeterminism() -> Iterator[Guard]:
     try:
         yield guard
     except Exception as error:
-        # What follows from a swallowed finding says less than the finding.
+        # What follows from a swallowed finding is less informative than the finding.
         if guard.findings and not isinstance(error, NotReplayable):
             raise guard.error() from error
         raise

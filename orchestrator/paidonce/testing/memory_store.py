@@ -1,4 +1,4 @@
-"""A store in memory at the current schema, quick to make: migrated once a process, copied afterwards."""
+"""A fast store in memory with the current schema: migrated once per process, then copied."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import functools
 import sqlite3
 
 from paidonce.testing.clock import FakeClock
-from paidonce_models.database import Database
-from paidonce_models.schema import upgrade
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 
 
 def open_memory_store(clock: FakeClock) -> Database:
-    """An empty store of its own whose clock is ``clock``; it is gone when closed."""
+    """A separate empty store whose clock is ``clock``; it is gone when closed."""
     database = Database("sqlite://", clock_us=clock.now_us)
     _driver_connection(database).deserialize(_empty_store())
     return database

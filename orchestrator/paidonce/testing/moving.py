@@ -1,7 +1,7 @@
-"""Every slice of an agent in a thread of its own: what depends on the thread that it runs in shows at once.
+"""Runs every slice of an agent in a new thread: shows at once what depends on the thread it runs in.
 
-A worker keeps a run's slices on one thread, as asyncio does; but another process that goes on with the run has other
-threads, which know what this run has put there and not what others did. For tests only.
+A worker keeps a run's slices on one thread, as asyncio does; but another process that continues the run has other
+threads, which have this run's thread-local state and not that of others. For tests only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class MovingSlices(SliceThreads):
-    """Stands for the threads of a worker: no two slices meet in one."""
+    """Replaces the threads of a worker: no two slices share one."""
 
     def __init__(self) -> None:
         super().__init__(count=1)
@@ -29,7 +29,7 @@ class MovingSlices(SliceThreads):
 
 
 def in_new_thread(act: Callable[[], T]) -> T:
-    """What it returns or raises, once a thread of its own has done it."""
+    """Run it in a new thread; returns or raises what it does."""
     results: list[T] = []
     errors: list[BaseException] = []
 

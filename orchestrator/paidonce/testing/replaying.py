@@ -1,25 +1,26 @@
-"""Replaying a run that has been recorded, twice, under the watch of ``forbid_nondeterminism``.
+"""Replays a recorded run, twice, under ``forbid_nondeterminism``.
 
-Owns the verdict whether an agent's code is a function of its log: both replays
-must ask for what history holds and come to what was recorded. Reads the store,
-writes nothing, runs no step.
+Owns the check whether an agent's code is a function of its event history: both replays
+must request what history holds and end as recorded. Reads the store, writes nothing,
+runs no step.
 """
 
 from __future__ import annotations
 
-from paidonce.advance import PYTHON_MINOR, AdvanceSettings
-from paidonce.registry import AnyAgent, Registry
-from paidonce.replay.comparison import compare_with_history
-from paidonce.replay.machine import Machine, Outcome, Schedule
+from paidonce.declarations.registry import AnyAgent, Registry
+from paidonce.replay.commands import Outcome, Schedule
+from paidonce.replay.history_comparison import compare_with_history
+from paidonce.replay.run_replay import Machine
+from paidonce.runs.advance_settings import PYTHON_MINOR, AdvanceSettings
 from paidonce.testing.determinism import forbid_nondeterminism
-from paidonce_models.database import Database
-from paidonce_models.encoding import decode_json
-from paidonce_models.errors import HistoryMismatch, UnknownAgent
+from paidonce_models.database.transactions import Database
+from paidonce_models.errors import CircuitOpen, HistoryMismatch, UnknownAgent
+from paidonce_models.payloads.encoding import decode_json
 from paidonce_models.states import RunState
-from paidonce_models.store.events import Event, read_events
-from paidonce_models.store.history import read_recorded_steps
 from paidonce_models.store.queries import RunView, read_run
-from paidonce_models.store.runs_head import RunHead, read_head
+from paidonce_models.store.runs.events import Event, read_events
+from paidonce_models.store.runs.history import read_recorded_steps
+from paidonce_models.store.runs.runs_head import RunHead, read_head
 
 REPLAYS = 2
 
@@ -51,7 +52,7 @@ def check_replays(
             machine.discard()
     for first, second in zip(*transcripts, strict=False):
         if first != second:
-            raise HistoryMismatch(f"run {run_id}: two replays differ: one asked for {first}, the other for {second}")
+            raise HistoryMismatch(f"run {run_id}: two replays differ: one requested {first}, the other {second}")
     if len({len(transcript) for transcript in transcripts}) > 1:
         raise HistoryMismatch(
             f"run {run_id}: two replays differ: {' and '.join(str(len(t)) for t in transcripts)} calls"
@@ -59,7 +60,7 @@ def check_replays(
 
 
 def replay(declaration: AnyAgent, head: RunHead, events: list[Event], settings: AdvanceSettings) -> Machine:
-    """A fresh coroutine fed with the events; what it must not do is raised with its line."""
+    """A fresh coroutine fed with the events; a forbidden action is raised with its line."""
     machine = Machine(
         head.id,
         declaration,
@@ -79,7 +80,7 @@ def replay(declaration: AnyAgent, head: RunHead, events: list[Event], settings: 
 
 
 def transcript_of(machine: Machine) -> list[tuple[int, int, str, bytes]]:
-    """What a replay asked for, in order: event, position, name and arguments; cancellations have no name."""
+    """What a replay requested, in order: event, position, name and arguments; cancellations have no name."""
     return [
         (command.seq, command.position, command.declaration.name, bytes(command.arguments))
         if isinstance(command, Schedule)
@@ -89,8 +90,8 @@ def transcript_of(machine: Machine) -> list[tuple[int, int, str, bytes]]:
 
 
 def compare_outcome(run: RunView, outcome: Outcome | None) -> None:
-    """Raise ``HistoryMismatch`` where the replay ends otherwise than the run did."""
-    if not run.state.is_terminal:
+    """Raise ``HistoryMismatch`` if the replay does not end as the run did."""
+    if not run.state.is_terminal or (outcome is None and was_ended_by_policy(run)):
         return
     if outcome is None or outcome.state is not run.state:
         replayed = "does not end" if outcome is None else f"ends as {outcome.state}"
@@ -98,8 +99,13 @@ def compare_outcome(run: RunView, outcome: Outcome | None) -> None:
     if outcome.result is not None and run.result is not None and decode_json(outcome.result) != decode_json(run.result):
         raise HistoryMismatch(
             f"run {run.run_id} returned {run.result[:200]!r}, its replay returns {outcome.result[:200]!r}; "
-            "the agent depends on something that is not in its log (the order of a set, a global variable, "
+            "the agent depends on something that is not in its event history (the order of a set, a global variable, "
             "the thread it runs in)"
         )
     if outcome.error != run.error:
         raise HistoryMismatch(f"run {run.run_id} failed with {run.error}, its replay with {outcome.error}")
+
+
+def was_ended_by_policy(run: RunView) -> bool:
+    """Whether the run may have been failed from outside its agent: an open circuit with ``when_open: fail``."""
+    return run.state is RunState.FAILED and run.error is not None and run.error.get("code") == CircuitOpen.code

@@ -1,13 +1,13 @@
-"""Which annotations promise no more than JSON, and whether a value keeps such a promise.
+"""Which annotations promise only JSON, and whether a value keeps that promise.
 
-Owns the line between the two kinds of slots. A *plain* slot is one whose annotation
-is missing, ``Any``, or consists of JSON primitives, lists, ``dict[str, ...]``,
-literals, unions and TypedDicts: its values are written and read as JSON, nothing
-else. Every other annotation is a *typed* slot, served by pydantic.
+Owns the distinction of two kinds of slots. A *plain* slot is one whose annotation is
+missing, ``Any``, or consists of JSON primitives, lists, ``dict[str, ...]``, literals,
+unions and TypedDicts: its values are written and read as JSON and nothing else. Every
+other annotation is a *typed* slot, handled by pydantic.
 
-A TypedDict is opaque here, a dict and no more. Validating one with pydantic turns
-the ``Iterable`` fields of openai's message types into one-shot iterators that no
-longer serialise, and refuses the extra keys that providers add.
+A TypedDict is opaque here: a dict. Validating one with pydantic turns the ``Iterable``
+fields of openai's message types into one-shot iterators that no longer serialise, and
+refuses the extra keys that providers add.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import JsonValue as PydanticJsonValue
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mismatch:
-    """The first place where a value does not keep its annotation's promise."""
+    """The first place where a value does not match its annotation."""
 
     path: str
     expected: str
@@ -33,7 +33,7 @@ class Mismatch:
 
 
 Checker = Callable[[object], Mismatch | None]
-"""Returns ``None`` when the value fits."""
+"""Returns ``None`` if the value fits."""
 
 _LISTS = (
     list,
@@ -54,7 +54,7 @@ _PRIMITIVES: dict[object, tuple[type, ...]] = {
 
 
 def plain_checker(annotation: object) -> Checker | None:
-    """A check for values of a plain slot, or ``None`` when the annotation is typed."""
+    """A check for values of a plain slot, or ``None`` if the annotation is typed."""
     return _compile(annotation, ())
 
 
@@ -90,7 +90,7 @@ def _compile(annotation: object, open_aliases: tuple[object, ...]) -> Checker | 
 def _compile_generic(annotation: object, open_aliases: tuple[object, ...]) -> Checker | None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        # Constraints are pydantic's; bare words of documentation are nobody's.
+        # Constraints are pydantic's; documentation strings have no effect.
         documented = all(isinstance(metadata, str) for metadata in arguments[1:])
         return _compile(arguments[0], open_aliases) if documented else None
     if origin is Literal:

@@ -1,8 +1,8 @@
-"""Classes by name: what a stored value says of the class of an object, and the way back from it.
+"""Classes by name: how a stored value names the class of an object, and how that class is found again.
 
-Owns which classes a store may name: only those that the slot's annotation leads to, or that a package of this process
-holds. Finding one never imports a package that the process has not imported itself, and whoever makes an object of it
-fills in data: no constructor, validator or ``__setstate__`` of the class is run.
+Owns which classes a store may name: only those in the slot's annotation, or in a package that this process has
+imported. A look-up never imports another package, and creating the object only fills in data: no constructor, validator
+or ``__setstate__`` of the class is run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from types import NoneType
 from typing import Any
 
 from paidonce_models.errors import InvalidInput
-from paidonce_models.json_values import JsonValue
+from paidonce_models.payloads.json_values import JsonValue
 
 
 def class_name(cls: type) -> JsonValue:
-    """How a stored value names a class; ``None`` where there is no name that leads back to it."""
+    """The name of a class in a stored value; ``None`` if no name leads back to it."""
     generic = getattr(cls, "__pydantic_generic_metadata__", None) or {}
     origin = generic.get("origin")
     if not isinstance(origin, type):
@@ -29,14 +29,14 @@ def class_name(cls: type) -> JsonValue:
 
 
 def find_class(name: object, known: Iterable[type] = ()) -> type:
-    """The class of a name, among ``known`` ones first. Raises ``InvalidInput``."""
+    """The class with a name, ``known`` ones first. Raises ``InvalidInput``."""
     if isinstance(name, dict) and isinstance(name.get("with"), list):
         origin: Any = find_class(name.get("of"), known)
         arguments = tuple(find_class(each, known) for each in name["with"])
         try:
             made = origin[arguments if len(arguments) != 1 else arguments[0]]
         except Exception as error:
-            raise InvalidInput(f"the class {origin.__qualname__} takes no such parameters any more") from error
+            raise InvalidInput(f"the class {origin.__qualname__} no longer takes these parameters") from error
         return _a_class(made, str(name))
     for cls in known:
         if class_name(cls) == name:
@@ -53,11 +53,11 @@ def find_class(name: object, known: Iterable[type] = ()) -> type:
 def _a_class(found: object, name: str) -> type:
     if isinstance(found, type):
         return found
-    raise InvalidInput(f"the class {name} of a stored value is not there any more; keep it importable under that name")
+    raise InvalidInput(f"the class {name} of a stored value no longer exists; keep it importable under that name")
 
 
 def _module_of(cls: type) -> str:
-    """As ``declarations.module_name_of``: a script's classes go by the name it would be imported under."""
+    """Like ``declarations.module_name_of``: a script's classes have the name under which it would be imported."""
     if cls.__module__ != "__main__":
         return cls.__module__
     main = sys.modules["__main__"]
@@ -75,7 +75,7 @@ def _module(name: str, of: str) -> object:
     if name.partition(".")[0] in sys.modules:
         try:
             return importlib.import_module(name)
-        except Exception as error:  # a module's top level raises what it likes
+        except Exception as error:  # a module's top level may raise anything
             raise InvalidInput(
                 f"the class {of} of a stored value cannot be found: its module does not import"
             ) from error

@@ -1,18 +1,18 @@
-"""Codecs: one value of one annotation to JSON bytes and back.
+"""Codecs: convert one value of one annotation to JSON bytes and back.
 
-Owns the promise every replay rests on: what an agent receives is always a fresh
-``decode(encode(value))``, nothing of the value is lost on that way, and encoding
-it again gives the same bytes. Plain slots are written by ``encoding``. For typed
-slots pydantic writes and reads, and each encoding is read back and compared, because
-pydantic by itself drops the fields of a subclass silently and keeps an integer
-assigned to a float field as an integer. A value of the annotated type that pydantic
-would refuse or change, as providers' clients build them, goes the way of ``constructed``.
+Owns the promise on which every replay depends: what an agent receives is always a fresh
+``decode(encode(value))``, nothing of the value is lost in between, and encoding it again
+gives the same bytes. ``encoding`` writes plain slots. For typed slots pydantic writes and
+reads, and each encoding is read back and compared, because pydantic by itself silently
+drops the fields of a subclass and keeps an integer assigned to a float field as an
+integer. A value of the annotated type that pydantic would refuse or change, as
+providers' clients create them, is handled by ``constructed``.
 
-Validators and serializers are user code and raise what they like: pydantic makes errors of its own only of
-``ValueError`` and ``AssertionError``, and lets the rest through. Here all of it means that a value does not fit.
+Validators and serializers are user code and may raise anything: pydantic converts only ``ValueError`` and
+``AssertionError`` to its own errors, and passes the rest through. Here each of them means that a value does not fit.
 
-It must never return a decoded object twice, and never store a value that differs
-from the one it was given: what does not survive is refused.
+Must never return a decoded object twice, and never store a value that differs from the
+one it was given: what does not survive the round trip is refused.
 """
 
 from __future__ import annotations
@@ -24,21 +24,15 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from paidonce.values.annotations import Checker, Mismatch, describe, plain_checker
-from paidonce.values.constructed import (
-    PREFIX,
-    TYPES,
-    VALUE,
-    decode_constructed,
-    encode_constructed,
-    is_constructed,
-)
+from paidonce.values.constructed import decode_constructed, encode_constructed
 from paidonce.values.set_order import holds_sets, in_stable_order
+from paidonce.values.stored_form import PREFIX, TYPES, VALUE, is_constructed
 from paidonce.values.survival import first_difference
-from paidonce_models.documents import Encoded, LongList, decode_encoded
-from paidonce_models.element_memory import ElementMemory
-from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable, PaidonceError
-from paidonce_models.json_values import JsonValue, is_plain, too_deep_for_the_stack, type_name
+from paidonce_models.payloads.documents import Encoded, LongList, decode_encoded
+from paidonce_models.payloads.element_memory import ElementMemory
+from paidonce_models.payloads.encoding import decode_json, encode_json
+from paidonce_models.payloads.json_values import JsonValue, is_plain, too_deep_for_the_stack, type_name
 
 _BARE_TYPES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -52,12 +46,12 @@ class Codec(Protocol):
         """JSON bytes; raises ``NotSerialisable`` naming ``where``, the annotation and the value's type."""
 
     def encode_result(self, value: object, where: str) -> bytes:
-        """As ``encode``, for what a body has returned and somebody has paid for: takes all that comes back as it is."""
+        """Like ``encode``, for a body's result, which was paid for: accepts everything that survives the round trip."""
 
     def decode(self, data: Encoded, where: str = "value", *, from_outside: bool = False) -> object:
-        """A fresh value; raises ``InvalidInput`` when the bytes no longer fit the annotation.
+        """A fresh value; raises ``InvalidInput`` if the bytes no longer fit the annotation.
 
-        ``from_outside``: what a producer has written is validated, whatever it says of itself.
+        ``from_outside``: what a producer has written is validated, whatever it claims to be.
         """
 
     def accept(self, value: object, where: str) -> bytes:
@@ -70,7 +64,7 @@ def _cached_codec(annotation: object) -> Codec:
 
 
 def codec_for(annotation: object) -> Codec:
-    """The codec of an annotation; raises ``DeclarationError`` when there can be none."""
+    """The codec of an annotation; raises ``DeclarationError`` if there can be none."""
     try:
         hash(annotation)
     except TypeError:
@@ -84,7 +78,7 @@ def _new_codec(annotation: object) -> Codec:
 
 
 class PlainCodec:
-    """A slot that promises no more than JSON."""
+    """A slot that promises only JSON."""
 
     def __init__(self, annotation: object, checker: Checker) -> None:
         self.annotation = annotation
@@ -101,7 +95,7 @@ class PlainCodec:
         try:
             return self.encode(value, where)
         except NotSerialisable:
-            # Where nothing or anything is promised, an object is as good as JSON.
+            # If the annotation promises nothing or anything, an object is as good as JSON.
             constructed = encode_constructed(value, self.annotation, where)
             if constructed is None:
                 raise
@@ -111,13 +105,13 @@ class PlainCodec:
         return self.fresh(decode_encoded(data), where, from_outside=from_outside)
 
     def fresh(self, stored: JsonValue, where: str, *, from_outside: bool = False) -> object:
-        """The value of JSON that was just decoded and belongs to nobody else."""
+        """The value of freshly decoded JSON that is not shared."""
         if isinstance(stored, dict) and not from_outside and is_constructed(stored):
             return decode_constructed(stored, self.annotation, where)
         return stored
 
     def encode_list(self, value: list[object], where: str, memory: ElementMemory) -> bytes | LongList:
-        """What ``encode`` gives, element by element where the list is long."""
+        """Equal to ``encode``, element by element if the list is long."""
         data = memory.encode_list(value, where)
         mismatch = self._check(value)
         if mismatch is not None:
@@ -130,7 +124,7 @@ class PlainCodec:
         return data
 
     def check(self, value: object, where: str) -> None:
-        """Raise ``InvalidInput`` where a value from outside does not have the annotated JSON type."""
+        """Raise ``InvalidInput`` if a value from outside does not have the annotated JSON type."""
         mismatch = self._check(value)
         if mismatch is not None:
             raise InvalidInput(self._in_words(mismatch, where))
@@ -182,10 +176,10 @@ class TypedCodec:
             raise too_deep_for_the_stack(where) from None
         if difference is not None:
             raise NotSerialisable(
-                f"{where} is annotated {describe(self.annotation)} and would come back changed: {difference}; "
+                f"{where} is annotated {describe(self.annotation)} and would be changed by storing it: {difference}; "
                 "annotate the type that holds all of it (a union of the subclasses, for example)"
             )
-        # What was read back is the fixed point: an int in a float field has become a float.
+        # The value that was read back is the fixed point: an int in a float field has become a float.
         return self._dump(decoded, where)
 
     def decode(self, data: Encoded, where: str = "value", *, from_outside: bool = False) -> object:
@@ -238,7 +232,7 @@ def _adapter_for(annotation: object) -> TypeAdapter[object]:
         try:
             return _complete(TypeAdapter(form, config=_BARE_TYPES))
         except PydanticUserError as error:
-            # Models and dataclasses bring their own configuration and refuse ours.
+            # Models and dataclasses have their own configuration and refuse ours.
             if error.code != "type-adapter-config-unused":
                 raise
             return _complete(TypeAdapter(form))
@@ -247,7 +241,7 @@ def _adapter_for(annotation: object) -> TypeAdapter[object]:
             f"the annotation {describe(annotation)} names {error.name!r}, which cannot be found; "
             "define it at module level, before it is used"
         ) from error
-    except Exception as error:  # pydantic's own, and whatever a type that makes its own schema raises
+    except Exception as error:  # pydantic's own, and anything raised by a type that creates its own schema
         first = (str(error).splitlines() or [""])[0]
         raise DeclarationError(
             f"values annotated {describe(annotation)} cannot be stored: {first}; use JSON types, a dataclass, "
@@ -256,7 +250,7 @@ def _adapter_for(annotation: object) -> TypeAdapter[object]:
 
 
 def _complete(adapter: TypeAdapter[object]) -> TypeAdapter[object]:
-    """The adapter of a type whose names are all there: pydantic puts off saying what it could not find."""
+    """The adapter of a type with all names resolved: pydantic postpones reporting those that it cannot find."""
     if not adapter.pydantic_complete:
         adapter.rebuild(force=True, raise_errors=True)
     _ = adapter.core_schema
@@ -264,7 +258,7 @@ def _complete(adapter: TypeAdapter[object]) -> TypeAdapter[object]:
 
 
 def _reasons(error: Exception) -> str:
-    """The first errors without the values, which may be prompts; what a validator of the user's raised by its type."""
+    """The first errors, without the values, which may be prompts; an error of the user's validator only by its type."""
     if not isinstance(error, ValidationError):
         return f"a validator of the type raised {type(error).__name__}; let it raise ValueError for what does not fit"
     found = error.errors(include_url=False, include_context=False, include_input=False)

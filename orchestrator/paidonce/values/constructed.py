@@ -1,11 +1,11 @@
-"""Values that their own types would refuse, stored all the same: JSON beside the types that it does not say.
+"""Stores values that their own types would refuse: JSON, and beside it the types that JSON does not express.
 
-Owns the stored form of such a value, ``{"$paidonce.value": JSON, "$paidonce.types": types}``, and the decision which
-values have one: those that are what their annotation says (a model of that class, whatever its fields hold) and come
-back exactly as they were. Providers' clients build answers without validation, so that a tier, a stop reason or a
-field they have added since is in them; refusing it after it was paid helps nobody.
+Owns the decision which values have such a form (``stored_form``): those that are what their annotation says (a model of
+that class, whatever its fields hold) and are read back unchanged. Providers' clients create responses without
+validation, so they may contain a tier, a stop reason or a field that was added later; refusing such a response after it
+was paid for helps no one.
 
-What comes from outside is never read in this form: it would bypass the validators of an agent's input.
+Data from outside is never read in this form: that would bypass the validators of an agent's input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import typing_extensions
 from pydantic import BaseModel
@@ -24,29 +24,14 @@ from pydantic import BaseModel
 from paidonce.values.annotations import plain_checker
 from paidonce.values.rendering import fields_of, render
 from paidonce.values.revival import revive
+from paidonce.values.stored_form import TYPES, VALUE
 from paidonce.values.survival import first_difference
-from paidonce_models.encoding import encode_json
 from paidonce_models.errors import InvalidInput
-from paidonce_models.json_values import JsonValue
-
-VALUE: Final = "$paidonce.value"
-TYPES: Final = "$paidonce.types"
-PREFIX: Final = b'{"' + VALUE.encode() + b'":'
-_NAMES: Final = {VALUE, TYPES}
-
-
-def is_constructed(stored: object) -> bool:
-    """Whether decoded JSON is of this form."""
-    return isinstance(stored, dict) and stored.keys() == _NAMES
-
-
-def natural_json(stored: JsonValue) -> JsonValue:
-    """What a reader without the code is shown of a stored value: its JSON, without our types beside it."""
-    return stored[VALUE] if isinstance(stored, dict) and is_constructed(stored) else stored
+from paidonce_models.payloads.encoding import encode_json
 
 
 def encode_constructed(value: object, annotation: object, where: str) -> bytes | None:
-    """The bytes of a value in this form; ``None`` where it has none: it would not come back as it is."""
+    """The bytes of a value in this form; ``None`` if it has none because it would not be read back unchanged."""
     if not conforms(value, annotation):
         return None
     rendering = render(value)
@@ -62,7 +47,7 @@ def encode_constructed(value: object, annotation: object, where: str) -> bytes |
 
 
 def decode_constructed(stored: Mapping[str, Any], annotation: object, where: str) -> object:
-    """A fresh value. Raises ``InvalidInput`` where it can no longer be made, or is not what is annotated now."""
+    """A fresh value. Raises ``InvalidInput`` if it can no longer be created, or no longer fits the annotation."""
     try:
         value = revive(stored[VALUE], stored[TYPES], classes_of(annotation))
     except InvalidInput as error:
@@ -73,7 +58,7 @@ def decode_constructed(stored: Mapping[str, Any], annotation: object, where: str
 
 
 def conforms(value: object, annotation: object) -> bool:
-    """Whether a value is what its annotation says, down to the classes of objects; what these hold is theirs."""
+    """Whether a value is what its annotation says, down to the classes of objects; their contents are not checked."""
     checker = plain_checker(annotation)
     if checker is not None:
         return checker(value) is None
@@ -83,7 +68,7 @@ def conforms(value: object, annotation: object) -> bool:
         return conforms(value, getattr(annotation, "__value__", object))
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        # Of a model, metadata say how to tell it from others; of a number they are a promise about its value.
+        # For a model, metadata distinguish it from others; for a number they are a promise about its value.
         return _holds_objects(arguments[0]) and conforms(value, arguments[0])
     if origin is Union or origin is types.UnionType:
         return any(conforms(value, each) for each in arguments)
@@ -113,7 +98,7 @@ def _holds_objects(annotation: object) -> bool:
 
 
 def classes_of(annotation: object) -> tuple[type, ...]:
-    """The classes that an annotation leads to, those defined inside functions too, which have no name to find them."""
+    """The classes in an annotation, including those defined inside functions, which cannot be found by name."""
     try:
         return _classes_of(annotation)
     except TypeError:  # unhashable metadata

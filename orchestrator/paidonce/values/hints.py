@@ -1,9 +1,9 @@
 """The annotations of a function as objects, wherever its types were defined.
 
 Owns the resolution of annotations written as text (``from __future__ import
-annotations``). Names are looked up in the function's module and, for a function
-defined inside another one, in the frames of the enclosing functions as they were
-at its declaration. A name that is not there yet is tried again at first use.
+annotations``). Names are looked up in the function's module and, for a function defined
+inside another one, in the frames of the enclosing functions at the time of its
+declaration. A name that does not exist yet is looked up again at first use.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 def local_names(function: Callable[..., object]) -> dict[str, object]:
-    """What the texts of the annotations may mean in the functions around ``function``.
+    """The names in the functions around ``function`` that its annotations may use.
 
-    Call it while those functions still run. Holds only names the annotations use.
+    Call it while those functions are still running. Holds only names that the annotations use.
     """
     if "<locals>" not in function.__qualname__:
         return {}
@@ -55,7 +55,7 @@ def resolve_hints(function: Callable[..., object], names: dict[str, object]) -> 
             f"{_place(function)}: {_annotation_with(function, str(error.name))} names {error.name!r}, which cannot be "
             "found at run time; import it outside `if TYPE_CHECKING`, or define it at module level"
         ) from error
-    except Exception as error:  # an annotation is an expression, which raises what it likes
+    except Exception as error:  # an annotation is an expression, which may raise anything
         raise DeclarationError(
             f"{_place(function)}: an annotation cannot be evaluated: {type(error).__name__}: {error}; correct it, or "
             "import what it names outside `if TYPE_CHECKING`"
@@ -68,7 +68,7 @@ def _place(function: Callable[..., object]) -> str:
 
 
 def _annotation_with(function: Callable[..., object], name: str) -> str:
-    """The first annotation, as it is written, in which a name stands."""
+    """The first annotation, as written, that contains a name."""
     for parameter, text in inspect.get_annotations(function).items():
         if isinstance(text, str) and name in _NAME.findall(text):
             return f"the annotation {parameter}: {text}" if parameter != "return" else f"the annotation -> {text}"

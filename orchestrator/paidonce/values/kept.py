@@ -1,8 +1,8 @@
-"""A result that was paid and does not fit: the bytes that are kept of it, and the way back from them.
+"""A result that was paid for and does not fit: the bytes that are kept of it, and how they are read.
 
-Owns the form of kept bytes: a value's natural JSON, the types it does not say, and the places that could be kept as
-text for people only. Later code takes a kept value if it loses nothing of it: the same code must give the very same
-value; code that an author has changed since, whatever its annotation makes of the JSON.
+Owns the form of kept bytes: a value's natural JSON, the types that JSON does not express, and the places that could be
+kept only as human-readable text. Later code accepts a kept value if nothing of it is lost: the same code must give the
+very same value; changed code gives whatever its annotation makes of the JSON.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from paidonce.values.codecs import Codec
-from paidonce.values.constructed import PREFIX, TYPES, VALUE, classes_of
+from paidonce.values.constructed import classes_of
 from paidonce.values.rendering import LONGEST_TEXT, render
 from paidonce.values.revival import revive
+from paidonce.values.stored_form import PREFIX, TYPES, VALUE
 from paidonce.values.survival import first_difference
-from paidonce_models.encoding import decode_json, encode_json
 from paidonce_models.errors import InvalidInput
-from paidonce_models.json_values import JsonValue
+from paidonce_models.payloads.encoding import decode_json, encode_json
+from paidonce_models.payloads.json_values import JsonValue
 
 LARGEST_KEPT: Final = 256 * 2**20
-"""Bytes. More than a result may have by default, and what both stores take in one row."""
+"""Bytes. More than a result may have by default, and within what both stores accept in one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,27 +33,27 @@ class Kept:
 
 
 def keep(value: object) -> Kept:
-    """The bytes to keep of any value; never raises, and has an end."""
+    """The bytes to keep of any value; never raises, and always terminates."""
     try:
         rendering = render(value)
         data = encode_json({VALUE: rendering.value, TYPES: rendering.types})
         text_only = tuple(rendering.text_only)
     except Exception:  # noqa: BLE001 - memory, the stack, or what nobody foresaw: the money is spent all the same
-        return _as_text(f"(a {type(value).__name__}, which cannot be written down)")
+        return _as_text(f"(a {type(value).__name__}, which cannot be stored)")
     return Kept(data=data, text_only=text_only) if len(data) <= LARGEST_KEPT else _as_text(_beginning(data))
 
 
 def keep_encoded(data: bytes) -> Kept:
-    """The same of a result in its stored form, for which there was no room."""
+    """The same for a result in its stored form, for which there was no room."""
     if len(data) > LARGEST_KEPT:
         return _as_text(_beginning(data))
     return Kept(data=data if data.startswith(PREFIX) else PREFIX + data + b',"%b":null}' % TYPES.encode())
 
 
 def accept_kept(data: bytes, codec: Codec, where: str, *, is_same_code: bool, by_hand: bool = False) -> bytes:
-    """The stored form of a kept value under today's annotation. Raises ``InvalidInput`` where it would not be whole.
+    """The stored form of a kept value under the current annotation. Raises ``InvalidInput`` if it would be incomplete.
 
-    ``by_hand``: a person says that the JSON is the result, whatever objects it was.
+    ``by_hand``: a person declares that the JSON is the result, whatever objects it was.
     """
     stored = decode_json(data)
     if not isinstance(stored, dict) or VALUE not in stored:
@@ -71,11 +72,11 @@ def accept_kept(data: bytes, codec: Codec, where: str, *, is_same_code: bool, by
 
 
 def _refuse_loss(natural: JsonValue, accepted: object, where: str) -> None:
-    """Fields that today's type leaves out were paid."""
+    """Refuse to lose fields that the current type leaves out: they were paid for."""
     again = render(accepted).value
     difference = _lost(natural, again, where)
     if difference is not None:
-        raise InvalidInput(f"{where}: today's type would not hold all that was kept: {difference}")
+        raise InvalidInput(f"{where}: the current type would lose a part of what was kept: {difference}")
 
 
 def _lost(kept: JsonValue, now: JsonValue, path: str) -> str | None:

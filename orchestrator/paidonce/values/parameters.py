@@ -1,12 +1,12 @@
-"""The arguments of a function as one JSON object, and back.
+"""Converts the arguments of a function to one JSON object, and back.
 
-Owns the stored form of a call: an object from parameter names to values, in the
-order of the declaration, defaults applied; ``*args`` is a list and ``**kwargs`` an
-object under their own names. The lead of every call of a step, tool or agent goes
-through ``encode_arguments``; whoever executes it calls ``decode_arguments``; a
-submission by keyword goes through ``validate_input``.
+Owns the stored form of a call: an object from parameter names to values, in the order of
+the declaration, with defaults applied; ``*args`` is a list and ``**kwargs`` an object
+under their own names. Every call of a step, tool or agent is encoded by
+``encode_arguments``; the code that executes it calls ``decode_arguments``; a submission
+by keyword goes through ``validate_input``.
 
-``normalise`` brings recorded arguments to today's types, so that a parameter or a
+``normalise`` converts recorded arguments to the current types, so that a parameter or a
 field that was added with a default makes no difference between history and code.
 """
 
@@ -22,12 +22,12 @@ from typing import Optional, cast, overload
 from paidonce.values.annotations import describe
 from paidonce.values.codecs import Codec, PlainCodec, codec_for
 from paidonce.values.hints import local_names, resolve_hints
-from paidonce_models.argument_objects import encoded_object, object_bytes
-from paidonce_models.documents import Encoded, LongList, decode_encoded
-from paidonce_models.encoding import encode_json
 from paidonce_models.errors import DeclarationError, InvalidInput, PaidonceError
-from paidonce_models.json_values import JsonValue
-from paidonce_models.payload_memory import PayloadMemory
+from paidonce_models.payloads.argument_objects import encoded_object, object_bytes
+from paidonce_models.payloads.documents import Encoded, LongList, decode_encoded
+from paidonce_models.payloads.encoding import encode_json
+from paidonce_models.payloads.json_values import JsonValue
+from paidonce_models.payloads.payload_memory import PayloadMemory
 
 _KEYWORDS = Parameter.VAR_KEYWORD
 _POSITIONALS = Parameter.VAR_POSITIONAL
@@ -48,7 +48,7 @@ class Slot:
 
 
 class Parameters:
-    """How one function is called; made once, at its declaration."""
+    """How one function is called; created once, at its declaration."""
 
     def __init__(self, function: Callable[..., object], name: str, names: dict[str, object]) -> None:
         self.function = function
@@ -58,13 +58,13 @@ class Parameters:
 
     @classmethod
     def for_function(cls, function: Callable[..., object], *, name: str | None = None) -> Parameters:
-        """Call it where the function is declared; ``name`` is what messages call it, "agent research" say.
+        """Call it where the function is declared; ``name`` is its name in messages, for example "agent research".
 
-        Raises ``DeclarationError`` for methods and for what is not a plain function. Annotations
-        that cannot be resolved yet are an error at first use.
+        Raises ``DeclarationError`` for methods and for anything but a plain function. Annotations that cannot be
+        resolved yet raise at first use.
         """
         if not inspect.isfunction(function):
-            raise DeclarationError(f"{function!r} is no function; declare a plain def or async def at module level")
+            raise DeclarationError(f"{function!r} is not a function; declare a plain def or async def at module level")
         called = name or f"{function.__module__}.{function.__qualname__}"
         first = next(iter(inspect.signature(function).parameters), None)
         if first in ("self", "cls"):
@@ -73,7 +73,7 @@ class Parameters:
 
     @cached_property
     def hints(self) -> dict[str, object]:
-        """The resolved annotations; raises ``DeclarationError`` when a name is not found."""
+        """The resolved annotations; raises ``DeclarationError`` if a name is not found."""
         return resolve_hints(self.function, self._names)
 
     @cached_property
@@ -87,7 +87,7 @@ class Parameters:
         return tuple(self._slot(parameter) for parameter in self.signature.parameters.values())
 
     def misfits(self) -> list[str]:
-        """What is wrong with the parameters, a sentence each: types without a stored form, defaults that have none."""
+        """What is wrong with the parameters, one sentence each: types or defaults without a stored form."""
         problems: list[str] = []
         for parameter in self.signature.parameters.values():
             where = f"its parameter {parameter.name!r}"
@@ -116,10 +116,10 @@ class Parameters:
         where: str | None = None,
         memory: PayloadMemory | None = None,
     ) -> Encoded:
-        """One JSON object; raises ``InvalidInput`` where the call does not fit, ``NotSerialisable`` for values.
+        """One JSON object; raises ``InvalidInput`` if the call does not fit, ``NotSerialisable`` for values.
 
-        With a memory, lists that grow from call to call cost what is new in them; the
-        bytes (and so the address) are the same without.
+        With a cache, lists that grow from call to call cost only their new elements; the bytes (and so the address) are
+        the same without.
         """
         try:
             bound = self.signature.bind(*args, **kwargs)
@@ -143,10 +143,10 @@ class Parameters:
     def decode_arguments(
         self, data: Encoded, *, checked: bool = False, from_outside: bool = False
     ) -> tuple[list[object], dict[str, object]]:
-        """Fresh ``args, kwargs`` to call the function with; raises ``InvalidInput`` when they no longer fit.
+        """Fresh ``args, kwargs`` to call the function with; raises ``InvalidInput`` if they no longer fit.
 
-        ``checked`` also compares JSON types with their annotations: for what a producer without the code has written.
-        ``from_outside``: they are validated, whatever they say of themselves.
+        ``checked`` also compares JSON types with their annotations, for input of a producer without the code.
+        ``from_outside``: they are validated, whatever they claim to be.
         """
         stored = decode_encoded(data)
         if not isinstance(stored, dict):
@@ -169,7 +169,7 @@ class Parameters:
         return args, kwargs
 
     def normalise(self, data: Encoded) -> bytes:
-        """``data`` as today's types write it; raises ``InvalidInput`` when they cannot read it."""
+        """``data`` as the current types write it; raises ``InvalidInput`` if they cannot read it."""
         args, kwargs = self.decode_arguments(data)
         return self.encode_arguments(args, kwargs)
 
@@ -199,7 +199,7 @@ class Parameters:
             else:
                 members.append((slot.name, slot.codec.accept(value, f"{self.name}: {slot.name}")))
         if rest:
-            raise InvalidInput(f"{self.name} takes {self._expected()}; found {_listed(rest)} besides")
+            raise InvalidInput(f"{self.name} takes {self._expected()}; found {_listed(rest)} as well")
         return object_bytes(members)
 
     @cached_property
@@ -208,7 +208,7 @@ class Parameters:
         return next((slot.name for slot in self.slots if slot.kind is _KEYWORDS), None)
 
     def _with_keywords_gathered(self, stored: Mapping[str, JsonValue], keywords: str) -> dict[str, JsonValue]:
-        """A producer's input holds keywords beside the named arguments, a recorded call under the ``**`` name."""
+        """A producer's input has keywords beside the named arguments, a recorded call under the ``**`` name."""
         named = {name: value for name, value in stored.items() if name in self.signature.parameters}
         loose: dict[str, JsonValue] = {name: value for name, value in stored.items() if name not in named}
         return {**named, keywords: loose}
@@ -235,7 +235,7 @@ class Parameters:
             value = stored[slot.name]
             if not isinstance(slot.codec, PlainCodec):
                 return slot.codec.decode(encode_json(value), where, from_outside=from_outside)
-            # Already fresh from decode_json; only pydantic has more to do.
+            # Already fresh from decode_json; only pydantic changes it further.
             fresh = slot.codec.fresh(value, where, from_outside=from_outside)
             if checked:
                 slot.codec.check(fresh, where)

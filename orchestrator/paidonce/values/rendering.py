@@ -1,12 +1,12 @@
-"""A value as JSON beside what JSON cannot say of it: classes, tuples, dates, which fields were set.
+"""A value as JSON, beside what JSON cannot express of it: classes, tuples, dates, which fields were set.
 
 Owns the *rendering* of any Python value: its natural JSON, as its own dump would write it; a sparse tree of *types*,
-from which ``revival`` makes the same value again without validating it; and the places that could be kept as text
-only, which make it a record for people. Objects are read by their fields, never through their validators or
-serializers: a provider's client builds its answers without validation, and so holds what those would refuse.
+from which ``revival`` recreates the same value without validation; and the places that could be kept only as text,
+which make it a record for people. Objects are read by their fields, never through their validators or serializers: a
+provider's client creates its responses without validation, so they may hold what those would refuse.
 
-It is bounded, ends for whatever it is given, and never raises. Fields that an author excludes from dumps and pydantic's
-secrets are not written.
+Bounded; terminates for any value, and never raises. Fields that an author excludes from dumps and pydantic's secrets
+are not written.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import MultiHostUrl, Url, to_jsonable_python
 
 from paidonce.values.class_names import class_name
-from paidonce_models.json_values import MAX_INTEGER_BITS, JsonValue
-from paidonce_models.masking import current_masker, mask
+from paidonce_models.payloads.json_values import MAX_INTEGER_BITS, JsonValue
+from paidonce_models.privacy.masking import current_masker, mask
 
 SCALARS: Final = (
     *(datetime, date, time, timedelta, Decimal, UUID, PurePath, AnyUrl, Url, MultiHostUrl),
@@ -42,17 +42,17 @@ SCALARS: Final = (
 DEEPEST: Final = 200
 MOST_NODES: Final = 1_000_000
 LONGEST_TEXT: Final = 20_000
-"""Characters of what is kept of an object that has no JSON form."""
+"""Characters kept of an object without a JSON form."""
 DEEPEST_OPAQUE: Final = 6
 MOST_OPAQUE_NODES: Final = 20_000
 
 Types = JsonValue
-"""``None``: the JSON says all. Else an object: ``t`` the kind, ``c`` a class, ``m`` the types of members, and more."""
+"""``None``: JSON expresses it all. Else an object: ``t`` the kind, ``c`` a class, ``m`` members' types, and so on."""
 
 
 @dataclass(kw_only=True)
 class Rendering:
-    """A rendered value. ``text_only`` names the places that are there as text for people."""
+    """A rendered value. ``text_only`` names the places that are human-readable text."""
 
     value: JsonValue
     types: Types
@@ -64,20 +64,20 @@ def render(value: object) -> Rendering:
     renderer = _Renderer()
     try:
         natural, types = renderer.node(value, "", 0)
-    except RecursionError:  # the program's own stack is nearly used up
+    except RecursionError:  # the call stack is nearly exhausted
         natural, types = renderer.as_text(value, "")
     return Rendering(value=natural, types=types, text_only=renderer.text_only)
 
 
 def data_of_model(model: BaseModel) -> dict[str, object]:
-    """Fields and extras of a model, set or not; cached properties and what a client hangs on are not among them."""
+    """Fields and extras of a model, set or not; without cached properties and what a client attaches."""
     fields = fields_of(type(model))
     own = {name: each for name, each in model.__dict__.items() if name in fields}
     return own | (model.__pydantic_extra__ or {})
 
 
 def data_of_dataclass(value: Any) -> dict[str, object]:
-    """Fields of a dataclass and what else was put on the object, but for what ``private_of`` tells."""
+    """Fields of a dataclass and other attributes of the object, except for those of ``private_of``."""
     names = [each.name for each in dataclasses.fields(value)]
     data = {name: getattr(value, name) for name in names if hasattr(value, name)}
     for name, each in getattr(value, "__dict__", {}).items():
@@ -149,11 +149,11 @@ class _Renderer:
             self._open.discard(id(value))
 
     def as_text(self, value: object, path: str) -> tuple[JsonValue, Types]:
-        """For people: what ``repr`` says, masked and cut."""
+        """For people: the value's ``repr``, masked and truncated."""
         try:
             text = repr(value)
         except Exception as error:  # noqa: BLE001 - `__repr__` is user code
-            text = f"({type(value).__name__}, whose text cannot be made: {type(error).__name__})"
+            text = f"({type(value).__name__}, whose text cannot be shown: {type(error).__name__})"
         if len(text) > LONGEST_TEXT:
             text = f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
         return self._told(path, mask(text))
@@ -217,7 +217,7 @@ class _Renderer:
         return (members.get("root") if isinstance(value, RootModel) else members), types
 
     def _private(self, private: dict[str, object], depth: int) -> dict[str, JsonValue]:
-        """Private attributes that are data. Handles and caches are made anew by the class, as ever."""
+        """Private attributes that are data. The class recreates handles and caches."""
         kept: dict[str, JsonValue] = {}
         types: dict[str, JsonValue] = {}
         for name, each in private.items():
@@ -273,7 +273,7 @@ class _Renderer:
         return members, {"t": name, **_m(inner)}
 
     def _opaque(self, value: object, path: str, depth: int) -> tuple[JsonValue, Types]:
-        """An object that nobody can make again: its data for people, where it has any."""
+        """An object that cannot be recreated: its data for people, if it has any."""
         data = getattr(value, "__dict__", None)
         if not isinstance(data, dict) or not data or callable(value) or isinstance(value, (type, ModuleType)):
             return self.as_text(value, path)

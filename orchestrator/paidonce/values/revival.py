@@ -1,6 +1,6 @@
-"""The way back from a rendering: the same value, built as a provider's client builds its answers, unvalidated.
+"""Recreates the value of a rendering, without validation, as a provider's client creates its responses.
 
-Pure data is filled into the classes that the rendering names (see ``class_names`` for which those may be); no
+Pure data is filled into the classes that the rendering names (``class_names`` decides which are allowed); no
 constructor, validator or ``__post_init__`` is run. What does not fit is ``InvalidInput``, never another error.
 """
 
@@ -21,20 +21,20 @@ from pydantic_core import PydanticUndefined
 from paidonce.values.class_names import find_class
 from paidonce.values.rendering import SCALARS, Types, fields_of
 from paidonce_models.errors import InvalidInput, PaidonceError
-from paidonce_models.json_values import JsonValue
+from paidonce_models.payloads.json_values import JsonValue
 
 _SEQUENCES: dict[object, type] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def revive(value: JsonValue, types: Types, known: Sequence[type] = ()) -> object:
-    """The value that was rendered; ``known`` are classes that the annotation leads to. Raises ``InvalidInput``."""
+    """The value that was rendered; ``known`` are the classes in the annotation. Raises ``InvalidInput``."""
     try:
         return _Reviver(known).node(value, types)
     except PaidonceError:
         raise
     except Exception as error:
         raise InvalidInput(
-            f"a stored value cannot be made again by its class: {type(error).__name__}; keep its fields as they were"
+            f"a stored value cannot be recreated by its class: {type(error).__name__}; keep its fields as they were"
         ) from error
 
 
@@ -64,7 +64,7 @@ class _Reviver:
     def _single(self, kind: object, value: Any, types: Any) -> Any:
         if kind == "scalar":
             cls = self._class(types, *SCALARS)
-            if cls is datetime:  # pydantic has time zones of its own
+            if cls is datetime:  # pydantic has its own time zones
                 moment = datetime.fromisoformat(value)
                 return moment.astimezone(ZoneInfo(types["z"])) if "z" in types else moment
             if issubclass(cls, PurePath):
@@ -78,12 +78,12 @@ class _Reviver:
             return int(value, 16)
         if kind == "float":
             return float(value)
-        raise InvalidInput("a part of a stored value is there as text for people only")
+        raise InvalidInput("a part of a stored value is only human-readable text")
 
     def _class(self, types: Any, *kinds: type) -> Any:
         cls = find_class(types["c"], self._known)
         if not issubclass(cls, kinds):
-            raise InvalidInput(f"the class {cls.__qualname__} of a stored value is of another kind now")
+            raise InvalidInput(f"the class {cls.__qualname__} of a stored value is now of another kind")
         return cls
 
     def _items(self, value: list[Any], inner: Mapping[str, Any]) -> list[Any]:
@@ -130,11 +130,11 @@ class _Reviver:
     def _dataclass(self, value: Mapping[str, Any], types: Any, inner: Mapping[str, Any]) -> Any:
         cls = find_class(types["c"], self._known)
         if not dataclasses.is_dataclass(cls):
-            raise InvalidInput(f"the class {cls.__qualname__} of a stored value is no dataclass now")
+            raise InvalidInput(f"the class {cls.__qualname__} of a stored value is no longer a dataclass")
         made = object.__new__(cls)
         private = types.get("private", {"v": {}, "m": {}})
         for name, each in (self._members(value, inner) | self._members(private["v"], private["m"])).items():
-            object.__setattr__(made, name, each)  # past `frozen` and `__setattr__`
+            object.__setattr__(made, name, each)  # bypasses `frozen` and `__setattr__`
         return made
 
     def _enum(self, value: Any, types: Any) -> Enum:

@@ -1,16 +1,16 @@
-"""Sets in an order that every process agrees on.
+"""Writes sets in the same order in every process.
 
-Owns the JSON form of sets. A set iterates in the order of its members' hashes, and
-the hashes of texts differ from process to process: written as iterated, the same
-arguments would have other bytes on replay. Members are sorted by their own JSON.
+Owns the JSON form of sets. A set iterates in the order of its members' hashes, and hashes
+of texts differ between processes: written as iterated, the same arguments would have
+other bytes on replay. Members are sorted by their own JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paidonce_models.encoding import decode_json, encode_json
-from paidonce_models.json_values import JsonValue
+from paidonce_models.payloads.encoding import decode_json, encode_json
+from paidonce_models.payloads.json_values import JsonValue
 
 
 def holds_sets(schema: object) -> bool:

@@ -1,9 +1,9 @@
-"""What identifies the signature of a function across processes and machines.
+"""Identifies the signature of a function across processes and machines.
 
-Owns the hash by which workers tell each other which shape of a step or an agent
-they hold. It covers names, kinds, annotations with the fields of their types, and
-whether there is a default; not the body, and nothing that differs between two
-processes of the same code (addresses, hash seeds, order of sets).
+Owns the hash by which workers compare the shape of a step or an agent that they hold. It
+covers names, kinds, annotations with the fields of their types, and whether there is a
+default; not the body, and nothing that differs between two processes of the same code
+(addresses, hash seeds, order of sets).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 
 from paidonce.values.annotations import describe, plain_checker
 from paidonce.values.parameters import Parameters
-from paidonce_models.encoding import canonical_sha256
+from paidonce_models.payloads.encoding import canonical_sha256
 
 MOST_WRAPPED: Final = 100
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -50,12 +50,12 @@ def _annotation_shape(annotation: object) -> list[object]:
         schema = TypeAdapter(cast("type[object]", annotation)).json_schema(mode="serialization")
         return [text, canonical_sha256(_without_defaults(schema))]
     except (PydanticUserError, PydanticInvalidForJsonSchema, TypeError, ValueError):
-        # No JSON schema (a custom type): its name has to do.
+        # No JSON schema (a custom type): use its name instead.
         return [text, hashlib.sha256(text.encode()).hexdigest()]
 
 
 def _without_defaults(schema: object) -> object:
-    """Defaults may be sets, written in another order by each process; that there is one is enough."""
+    """Defaults may be sets, which each process writes in another order; that a default exists is enough."""
     if isinstance(schema, dict):
         return {key: True if key == "default" else _without_defaults(member) for key, member in schema.items()}
     if isinstance(schema, list):
@@ -64,12 +64,12 @@ def _without_defaults(schema: object) -> object:
 
 
 def result_shape(parameters: Parameters) -> str:
-    """SHA-256 (hex) of the annotated result with the fields of its types: whether it is another one than it was."""
+    """SHA-256 (hex) of the annotated result with the fields of its types: changes if the result type changes."""
     return canonical_sha256(_annotation_shape(parameters.hints.get("return", object)))
 
 
 def code_hash(function: Callable[..., object]) -> str:
-    """SHA-256 (hex) of what a function does, the functions that decorators have put around it included."""
+    """SHA-256 (hex) of what a function does, including the functions that decorators have put around it."""
     digest = hashlib.sha256()
     pending: list[object] = [function]
     seen: set[int] = set()

@@ -1,9 +1,9 @@
-"""Whether a value came back whole from its encoding.
+"""Whether a value survived its encoding unchanged.
 
-Owns the comparison of a value with what was read back. Models, dataclasses and containers are walked side by side, all
-fields of them: the types' own equality leaves out what they like (``field(compare=False)``, private attributes) and
-decides for single values only. The set of fields that were given explicitly is not data, nor are private attributes
-that hold none (a lock, a client).
+Owns the comparison of a value with what was read back. Models, dataclasses and containers are compared field by field:
+the types' own equality may leave fields out (``field(compare=False)``, private attributes), so it decides only for
+single values. The set of explicitly given fields is not data, nor are private attributes without data (a lock, a
+client).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from paidonce.values.rendering import data_of_dataclass, data_of_model, private_of, render
-from paidonce_models.json_values import type_name
+from paidonce_models.payloads.json_values import type_name
 
 
 def first_difference(value: object, decoded: object, path: str) -> str | None:
-    """What differs first, in words, or ``None`` when nothing was lost."""
+    """A description of the first difference, or ``None`` if nothing was lost."""
     if value is decoded:
         return None
     same_type = type(value) is type(decoded)
@@ -37,7 +37,7 @@ def first_difference(value: object, decoded: object, path: str) -> str | None:
     if _has_other_meaning(value, decoded):
         return _changed(value, decoded, path)
     if _equal(value, decoded):
-        # A subclass of a JSON type comes back as that type.
+        # A subclass of a JSON type is read back as that type.
         return None
     if same_type and (type(value).__eq__ is object.__eq__ or (value != value and decoded != decoded)):
         return None
@@ -51,7 +51,7 @@ def _changed(value: object, decoded: object, path: str) -> str:
 
 
 def _has_other_meaning(value: object, decoded: object) -> bool:
-    """Equal to Python and not to an author: ``True`` and 1, a member of an enumeration and its value."""
+    """Equal to Python but not to an author: ``True`` and 1, a member of an enumeration and its value."""
     return any(isinstance(value, kind) is not isinstance(decoded, kind) for kind in (bool, Enum, set, frozenset))
 
 

@@ -77,7 +77,7 @@ async def sleeps_on() -> None:
     await asyncio.sleep(120)
 
 
-@step(timeout=0.5, retry=Retry(max_attempts=2, base_seconds=0.01))
+@step(timeout=2, retry=Retry(max_attempts=2, base_seconds=0.01))
 async def late_once() -> int:
     await asyncio.sleep(120 if current_step().attempt == 1 else 0)
     return current_step().attempt

@@ -16,7 +16,7 @@ import pytest
 import redis
 from kombu import Connection
 
-from paidonce.broker_urls import redis_client_url
+from paidonce.broker.broker_urls import redis_client_url
 from paidonce.embedded import embedded_status, ensure_embedded_valkey, server, stop_embedded
 from paidonce.embedded.locks import poll
 from paidonce_models.errors import BrokerUnreachable
@@ -188,7 +188,7 @@ def test_a_frozen_server_is_reported_and_can_be_stopped(home: Path, monkeypatch:
     ensure_embedded_valkey(home)
     pid = pid_of(home)
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(BrokerUnreachable, match=rf"process {pid}\) is alive but does not answer"):
+    with pytest.raises(BrokerUnreachable, match=rf"process {pid}\) is alive but does not respond"):
         ensure_embedded_valkey(home)
     assert stop_embedded(home) is True
 

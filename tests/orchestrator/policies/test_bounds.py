@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paidonce.policies import load_policies, policies_from_settings
-from paidonce.policies.loading import parse_policies
+from paidonce.policies.file.parsing import load_policies, parse_policies, policies_from_settings
 from paidonce.settings import load_settings
 from paidonce_models.errors import ConfigurationError
 

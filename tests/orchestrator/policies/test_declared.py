@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from paidonce import DeclarationError, Retry, step, tool
-from paidonce.policies import BreakerPolicy, PolicyBook
+from paidonce.policies import BreakerPolicy
 from paidonce.policies.declared import decorator_keys
-from paidonce.policies.loading import parse_policies
-from paidonce.retry import NO_RETRY
+from paidonce.policies.file.parsing import parse_policies
+from paidonce.policies.policy_book import PolicyBook
+from paidonce.policies.retry import NO_RETRY
 
 
 class Away(ConnectionError): ...

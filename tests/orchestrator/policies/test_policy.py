@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paidonce import NotSerialisable, StepFailed
 from paidonce.policies import BreakerPolicy, Failure, Policy, RetryPolicy, describe_failure
-from paidonce.retry import Retry
+from paidonce.policies.retry import Retry
 
 
 def failure(*kinds: str) -> Failure:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from paidonce.policies.yaml_text import read_yaml
+from paidonce.policies.file.yaml_text import read_yaml
 from paidonce_models.errors import ConfigurationError
 
 
@@ -82,14 +82,14 @@ QUOTES = "text that begins with * must be in quotes"
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("a:\n  b: 1\n  c: 2\n  'b': 3\n", "f.yaml:4 a: ", "the key 'b' stands here and in line 2; keep one of them"),
+        ("a:\n  b: 1\n  c: 2\n  'b': 3\n", "f.yaml:4 a: ", "the key 'b' is here and in line 2; keep one of them"),
         ("404: x\n", "f.yaml:1: ", "the key '404' is not text; put it in quotes"),
         ("a:\n  true: x\n", "f.yaml:2 a: ", "the key 'true' is not text; put it in quotes"),
         ("[a]: x\n", "f.yaml:1: ", "a key is a list or a mapping; expected text"),
         ("a: !!python/object:os.system x\n", "f.yaml:1 a: ", "the tag !!python/object:os.system does not fit 'x'"),
         ("a: !mine {b: 1}\n", "f.yaml:1 a: ", "the tag !mine is not understood; remove it"),
         ("a: !!int x\n", "f.yaml:1 a: ", "the tag !!int does not fit 'x'"),
-        ("a: &x [*x]\n", "f.yaml:1 a.0: ", "an alias stands inside the very thing it names"),
+        ("a: &x [*x]\n", "f.yaml:1 a.0: ", "an alias refers to a value that contains it"),
         (f"a: {'9' * 5000}\n", "f.yaml:1 a: ", "a number of 5000 characters"),
         ("a: 1\n*: x\n", "f.yaml:2 is not valid YAML: ", QUOTES),
         ("a:\n  *crm: x\n", "f.yaml:2 is not valid YAML: ", QUOTES),

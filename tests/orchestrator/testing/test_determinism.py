@@ -185,3 +185,23 @@ def test_blocks_nest_and_the_profile_function_of_before_comes_back() -> None:
         assert sys.getprofile() is profiler
     finally:
         sys.setprofile(None)
+
+
+ENDING = """
+from paidonce.testing import determinism
+
+class Late:
+    open = open
+
+    def __del__(self):
+        self.open("/dev/null").close()
+
+with determinism.forbid_nondeterminism():
+    pass
+determinism.late = Late()  # ends after the names that the module had before it
+"""
+
+
+def test_an_interpreter_that_has_used_it_ends_in_silence() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=50)
+    assert (ended.returncode, ended.stderr) == (0, "")

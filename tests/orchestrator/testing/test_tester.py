@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import paidonce
 from paidonce import Retry, StepFailed, agent, record_usage, step, tool
-from paidonce.current_step import current_step
+from paidonce.declarations.current_step import current_step
 from paidonce.testing import AgentTester, FakeClock, run_agent
 from paidonce_models.errors import HistoryMismatch, InvalidInput, NotReplayable, RunBlocked, RunCancelled, RunFailed
 from paidonce_models.states import RunState
@@ -172,8 +172,16 @@ def test_durations_let_a_timeout_strike() -> None:
 
 
 def test_an_hour_long_step_keeps_its_lease() -> None:
-    run = run_agent(sums, {"n": 1}, durations={double: timedelta(hours=1)})
-    assert (run.attempts, run.result) == (2, 0)
+    @step(timeout="2h")
+    def slowly() -> str:
+        return "done"
+
+    @agent
+    async def waits() -> str:
+        return await slowly()
+
+    run = run_agent(waits, durations={slowly: timedelta(hours=1)})
+    assert (run.attempts, run.result, run.elapsed) == (1, "done", timedelta(hours=1))
 
 
 def test_fakes_stand_in_for_bodies() -> None:
@@ -359,17 +367,34 @@ async def mixed(plan: list[str]) -> list[str]:
     return seen
 
 
-@settings(max_examples=40)
-@given(
+any_lives = given(
     st.lists(st.sampled_from(["step", "gather", "first", "failure", "child", "sleep"]), max_size=6),
     st.sets(st.integers(0, 12), max_size=4),
     st.sets(st.integers(1, 12), max_size=3),
     st.integers(0, 99),
     st.booleans(),
 )
-def test_no_crash_and_no_order_of_delivery_changes_what_an_agent_comes_to(
+
+
+@settings(max_examples=10)
+@any_lives
+def test_no_crash_and_no_order_of_delivery_changes_an_agents_result(
     plan: list[str], crash_after: set[int], crash_during: set[int], seed: int, twice: bool
 ) -> None:
+    expect_the_same(plan, crash_after, crash_during, seed, twice)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@settings(max_examples=40)
+@any_lives
+def test_none_of_many_crashes_and_orders_of_delivery_changes_an_agents_result(
+    plan: list[str], crash_after: set[int], crash_during: set[int], seed: int, twice: bool
+) -> None:
+    expect_the_same(plan, crash_after, crash_during, seed, twice)
+
+
+def expect_the_same(plan: list[str], crash_after: set[int], crash_during: set[int], seed: int, twice: bool) -> None:
     expected = run_agent(mixed, {"plan": plan}).result
     with AgentTester(seed=seed, twice=twice) as tester:
         run = tester.run(mixed, {"plan": plan}, crash_after=crash_after, crash_during=crash_during)
@@ -431,6 +456,7 @@ def test_an_agent_that_depends_on_its_thread_is_found_where_threads_are_moved() 
         tester.run(kept_by_thread)
 
 
+@pytest.mark.slow
 def test_an_agent_that_does_not_depend_on_its_thread_runs_the_same_where_threads_are_moved() -> None:
     with AgentTester(moves_threads=True) as tester:
         assert tester.run_with_every_crash(parent, {"n": 2}).result == 205

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from paidonce_workers.breakers import CircuitBreakers, Failure, deciding
+from paidonce_workers.breakers import CircuitBreakers, Failure
+from paidonce_workers.breakers import decider as deciding
 from tests.services.availability import service_missing
 from tests.services.valkey import RedisServer
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers.circuit import MOVES, Answer, CircuitState, Standing, Verdict
+from paidonce_workers.breakers.circuit_state import Answer, CircuitState, CircuitStatus, Verdict
 from paidonce_workers.breakers.outcome import NEUTRAL, SUCCESS, Effect, Outcome, failure
+from paidonce_workers.breakers.redis_link import Link
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis
+from tests.workers.breakers.model import MOVES
 from tests.workers.breakers.oracle import Clock, Ledger, Oracle
 
 PATIENCE = 20.0
@@ -64,15 +66,26 @@ class Call:
     is_over: bool = False
 
 
+class ForgetfulRules(RulesOnRedis):
+    """The rules on a server that can be made to forget a circuit."""
+
+    def __init__(self, link: Link, namespace: str, clock: Clock) -> None:
+        super().__init__(link, namespace, now_us=clock.now_us)
+        self._server, self._prefix = link, f"paidonce:{namespace}:breaker:"
+
+    def forget(self, circuit: str) -> None:
+        self._server.command("DEL", self._prefix + circuit, limit_seconds=PATIENCE)
+
+
 class CircuitMachine(RuleBasedStateMachine):
     """``subject`` has a circuit and a clock of its own for each scenario; ``None`` tries the model alone."""
 
-    def __init__(self, subject: RulesOnRedis | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, subject: ForgetfulRules | None = None, clock: Clock | None = None) -> None:
         super().__init__()
         self.clock = clock if clock is not None else Clock()
         self.subject = subject
         self.name = uuid.uuid4().hex
-        self.oracle = Oracle(self.clock)
+        self.oracle = Oracle(self.clock, self.name)
         self.ledger = Ledger()
         self.stepped_back_us = 0
         self.calls: list[Call] = []
@@ -88,7 +101,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(second=st.booleans())
     def begin(self, second: bool) -> None:
         policy, token = self.policies[second], uuid.uuid4().hex
-        before = self.oracle.standing()
+        before = self.oracle.status()
         answer = self._admit(policy, token)
         if answer.verdict is not Verdict.REFUSED:
             self.calls.append(Call(policy, token, answer.epoch, answer.verdict is Verdict.PROBE))
@@ -98,7 +111,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def ask_again_with_the_same_token(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.calls))
-        before = self.oracle.standing()
+        before = self.oracle.status()
         answer = self._admit(call.policy, call.token)
         if answer.verdict is not Verdict.REFUSED:
             self.calls.append(Call(call.policy, call.token, answer.epoch, answer.verdict is Verdict.PROBE))
@@ -184,14 +197,14 @@ class CircuitMachine(RuleBasedStateMachine):
         self.oracle.forget()
         self.clock.forward(3600)
         if self.subject is not None:
-            self.subject.forget(self.name, limit_seconds=PATIENCE)
+            self.subject.forget(self.name)
 
     # -- what must hold ------------------------------------------------------------------
 
     @invariant()
     def both_stand_the_same(self) -> None:
         if self.subject is not None and self.policies:
-            assert self.subject.standing(self.name, limit_seconds=PATIENCE) == self.oracle.standing()
+            assert self.subject.status(self.name, limit_seconds=PATIENCE) == self.oracle.status()
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -208,7 +221,7 @@ class CircuitMachine(RuleBasedStateMachine):
             assert again == answer
         return answer
 
-    def _check_admission(self, policy: BreakerPolicy, before: Standing | None, answer: Answer) -> None:
+    def _check_admission(self, policy: BreakerPolicy, before: CircuitStatus | None, answer: Answer) -> None:
         state = CircuitState.CLOSED if before is None else before.state
         _check_move(before, answer)
         if state is CircuitState.CLOSED:
@@ -226,21 +239,21 @@ class CircuitMachine(RuleBasedStateMachine):
             assert self.clock.us < answer.until_us <= self.clock.us + TOKEN_US + self.stepped_back_us
 
     def _end(self, call: Call, outcome: Outcome, chance: float) -> None:
-        before = self.oracle.standing()
+        before = self.oracle.status()
         held = self.oracle.circuit is not None and call.token in self.oracle.circuit.probes
         answer = self.oracle.report(call.policy, epoch=call.epoch, token=call.token, outcome=outcome, chance=chance)
         if self.subject is not None:
             again = self.subject.report(
                 self.name,
                 call.policy,
+                outcome,
                 epoch=call.epoch,
                 token=call.token,
-                outcome=outcome,
                 chance=chance,
                 limit_seconds=PATIENCE,
             )
             assert again == answer
-        after = self.oracle.standing()
+        after = self.oracle.status()
         _check_move(before, answer)
         if before is None or call.epoch != before.epoch or before.state is CircuitState.OPEN:
             assert answer.verdict is Verdict.LATE
@@ -258,7 +271,7 @@ class CircuitMachine(RuleBasedStateMachine):
                 self._check_open_time(call.policy, 0, answer, outcome, chance)
 
     def _check_probe(
-        self, policy: BreakerPolicy, before: Standing, answer: Answer, outcome: Outcome, chance: float
+        self, policy: BreakerPolicy, before: CircuitStatus, answer: Answer, outcome: Outcome, chance: float
     ) -> None:
         if outcome.effect is Effect.FAILURE:
             assert answer.state is CircuitState.OPEN
@@ -284,7 +297,7 @@ class CircuitMachine(RuleBasedStateMachine):
             assert seconds <= max(min(asked, 86_400), 1.0)
 
 
-def _check_move(before: Standing | None, answer: Answer) -> None:
+def _check_move(before: CircuitStatus | None, answer: Answer) -> None:
     """A move is a legal one and begins an epoch; without a move the epoch stays."""
     if before is None:
         return

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import model
-from paidonce_workers.breakers.circuit import Answer, Circuit, Standing
+from paidonce_workers.breakers.circuit_state import Answer, CircuitStatus
 from paidonce_workers.breakers.outcome import Effect, Outcome
+from tests.workers.breakers import model
+from tests.workers.breakers.model import Circuit
 
 START_US = 1_795_000_000_123_457
 
@@ -33,8 +34,9 @@ class Clock:
 class Oracle:
     """One circuit under the reference model."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, name: str) -> None:
         self.clock = clock
+        self.name = name
         self.circuit: Circuit | None = None
 
     def admit(self, policy: BreakerPolicy, *, token: str, token_us: int) -> Answer:
@@ -72,8 +74,8 @@ class Oracle:
     def forget(self) -> None:
         self.circuit = None
 
-    def standing(self) -> Standing | None:
-        return None if self.circuit is None else model.standing(self.circuit, now_us=self.clock.us)
+    def status(self) -> CircuitStatus | None:
+        return None if self.circuit is None else model.status(self.circuit, self.name, now_us=self.clock.us)
 
 
 @dataclass

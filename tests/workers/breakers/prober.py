@@ -20,7 +20,8 @@ import threading
 import time
 
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, CircuitChange, Failure, deciding, failure
+from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, CircuitChange, Failure, failure
+from paidonce_workers.breakers import decider as deciding
 
 POLICY = BreakerPolicy(consecutive_failures=1, open_base_seconds=0.05, open_cap_seconds=0.05, open_jitter=0.0)
 
@@ -50,7 +51,7 @@ class Prober:
 
     def report(self, token: str, effect: str) -> dict[str, object]:
         self.breakers.report(self.admissions.pop(token), SUCCESS if effect == "success" else failure({"down"}))
-        self.breakers._here().announcer.wait_until_told(10)
+        self.breakers._announcer.wait_until_told(10)
         return {"moves": [f"{change.source} -> {change.target}" for change in self.changes]}
 
     def beat(self) -> None:

@@ -2,7 +2,8 @@
 
 CPython looks for interrupts when a function begins, when a loop goes back and
 when a call into C has returned. A trace function that raises at those places,
-one after the other, tries them all; random real interrupts try a few.
+one after the other, tries them all; random real interrupts try a few. Where interrupts are deferred none strikes, as
+``ThreadScope.throw`` sends none then, but for the one that was on its way when the block was entered.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+from paidonce_workers.bodies import interrupt
 
 LOOKS_FOR_INTERRUPTS = frozenset({"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"})
 LONGEST_SECONDS = 20.0
@@ -31,12 +34,14 @@ class Victim(threading.Thread):
         self._act = act
         self._at = at
         self._last: dict[FrameType, str] = {}
+        self._scope = interrupt.ThreadScope()
         self.places = 0
         self.ended_with: type[BaseException] | None = None
         self.struck_in = "nowhere"
 
     def run(self) -> None:
         """The thread."""
+        self._scope.open()
         sys.settrace(self._enter)
         try:
             self._act()
@@ -45,6 +50,7 @@ class Victim(threading.Thread):
         finally:
             sys.settrace(None)
             self._last.clear()
+            self._scope.close()
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         del event, argument
@@ -58,12 +64,18 @@ class Victim(threading.Thread):
         if event != "opcode":
             return self._step
         before, self._last[frame] = self._last.get(frame), dis.opname[frame.f_code.co_code[frame.f_lasti]]
-        if before in LOOKS_FOR_INTERRUPTS:
+        if before in LOOKS_FOR_INTERRUPTS and not self._is_deferred_in(frame):
             self.places += 1
             if self.places == self._at + 1:
                 self.struck_in = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
                 raise Struck
         return self._step
+
+    def _is_deferred_in(self, frame: FrameType) -> bool:
+        is_entering = frame.f_code is type(interrupt.interrupts_deferred).__enter__.__code__
+        if is_entering and frame.f_locals.get("before") == 0:
+            return False
+        return self._scope._deferrals > 0
 
 
 def _is_where_python_swallows(frame: FrameType | None) -> bool:

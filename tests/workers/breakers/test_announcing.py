@@ -14,7 +14,6 @@ import pytest
 from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import CircuitBreakers, CircuitChange, CircuitState, announcing
 from paidonce_workers.breakers.announcing import MOST_WAITING, Announcer
-from paidonce_workers.breakers.own_threads import ThreadStarter
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
@@ -25,11 +24,9 @@ NAME = "paidonce-breakers-announce"
 
 @pytest.fixture
 def announcer() -> Iterator[Announcer]:
-    starter = ThreadStarter()
-    made = Announcer("test-announcer", starter.begin)
+    made = Announcer("test-announcer")
     yield made
     made.close()
-    starter.close()
 
 
 @pytest.fixture
@@ -140,7 +137,7 @@ def test_beyond_its_bound_news_are_dropped_and_that_is_said(
     release.set()
     assert announcer.wait_until_told(10)
     assert told == list(range(MOST_WAITING))
-    assert "7 moves or more were not told" in caplog.text
+    assert "7 state changes or more were dropped" in caplog.text
 
 
 def test_news_that_fail_are_logged_and_the_next_are_told(

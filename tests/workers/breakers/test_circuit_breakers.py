@@ -34,11 +34,11 @@ from paidonce_workers.breakers import (
     Verdict,
     failure,
 )
-from paidonce_workers.breakers.circuit import MOVES
 from paidonce_workers.breakers.rules_on_redis import CIRCUIT
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers, by_type
+from tests.workers.breakers.model import MOVES
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -175,7 +175,7 @@ def test_a_guarded_call_takes_two_round_trips_and_less_than_a_millisecond(breake
             taken.append(time.perf_counter() - began)
         medians.append(sorted(taken)[25])
     assert min(medians) < 0.001
-    link = breakers._here()._link
+    link = breakers._link
     assert link is not None
     sent: list[str] = []
     run = link.run
@@ -370,7 +370,7 @@ def test_a_circuit_opened_by_hand_for_a_while_is_probed_afterwards(breakers: Cir
     breakers.force_open("search", 0.05)
     breakers.report(probe(breakers, "first", POLICY), SUCCESS)
     assert state_of(breakers) is CircuitState.CLOSED
-    breakers.breaker("search", POLICY).half_open()
+    breakers.force_open("search", 0)
     assert breakers.admit("search", POLICY, token="t").is_probe
 
 
@@ -552,6 +552,31 @@ def test_a_cancelled_task_still_reports_how_its_call_ended(breakers: CircuitBrea
     wait_until(lambda: state_of(breakers) is CircuitState.OPEN, "all three were counted")
 
 
+def test_where_no_thread_is_to_be_had_an_outcome_counts_once(
+    make_breakers: MakeBreakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor has it in its queue when it begins a thread, and the next thread finds it there."""
+    breakers, start, report = make_breakers(None), threading.Thread.start, CircuitBreakers.report
+    reported: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def note(self: CircuitBreakers, admission: Admission, outcome: Outcome) -> None:
+        reported.append(admission.token)
+        report(self, admission, outcome)
+
+    monkeypatch.setattr(CircuitBreakers, "report", note)
+    first, second = (breakers.admit("search", POLICY, token=token) for token in ("first", "second"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    told = breakers.report_soon(first, DOWN)
+    assert told.done(), "by this thread"
+    monkeypatch.setattr(threading.Thread, "start", start)
+    breakers.report_soon(second, DOWN).result(10)
+    breakers.close()  # waits for what is in the queue
+    assert reported == ["first", "second"]
+
+
 # -- servers, addresses, processes --------------------------------------------------------------
 
 
@@ -676,9 +701,10 @@ def test_an_address_that_cannot_be_read_is_named_with_its_setting_and_without_it
 FORKING_PROGRAM = """
 import os, sys, threading
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import CircuitBreakers, Failure, deciding, failure
+from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_breakers, failure
+from paidonce_workers.breakers import decider as deciding
 
-deciding.LIMIT_SECONDS = deciding.BY_HAND_SECONDS = 20.0  # busy is not away
+deciding.LIMIT_SECONDS = circuit_breakers.BY_HAND_SECONDS = 20.0  # busy is not away
 breakers = CircuitBreakers(sys.argv[1], namespace=sys.argv[2], classify=lambda error: Failure(kinds=frozenset()))
 policy = BreakerPolicy(consecutive_failures=10**6, min_calls=10**6)
 stopping = threading.Event()

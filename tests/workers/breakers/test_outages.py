@@ -32,7 +32,7 @@ from paidonce_workers.breakers import (
     Verdict,
     failure,
 )
-from paidonce_workers.breakers.link import LONGEST_PAUSE_SECONDS
+from paidonce_workers.breakers.redis_link import LONGEST_PAUSE_SECONDS
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
@@ -299,7 +299,7 @@ def test_a_policy_that_refuses_lets_nothing_through_without_redis(
         wait_until(lambda: len(seen.admissions) > 100, "calls are refused")
     assert not any(admission.is_admitted for admission in seen.admissions)
     refused = seen.admissions[-1]
-    assert "the policy lets nothing through" in refused.reason
+    assert "the policy refuses every call" in refused.reason
     assert refused.wait_seconds is not None and 1 <= refused.wait_seconds <= LONGEST_PAUSE_SECONDS
     assert seen.longest_seconds < LONGEST_DELAY_SECONDS
     private_redis.start()
@@ -313,7 +313,7 @@ def test_without_any_redis_one_line_names_the_setting(
     for _ in range(3):
         assert call(breakers, DOWN).verdict is Verdict.ADMITTED
     assert not call(breakers).is_admitted
-    assert "the policy lets nothing through" in call(breakers, policy=REFUSE).reason
+    assert "the policy refuses every call" in call(breakers, policy=REFUSE).reason
     expect_warnings(caplog, "breaker_store_missing")
     assert "PAIDONCE_REDIS_URL" in caplog.messages[0]
 

@@ -9,9 +9,9 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from paidonce.policies import BreakerPolicy
 from paidonce_models.errors import CircuitOpen
+from paidonce_workers.bodies.interrupt import CancelInterrupt, HandBackInterrupt, TimeoutInterrupt
 from paidonce_workers.breakers import NEUTRAL, SUCCESS, Failure, failure, outcome_of
 from paidonce_workers.breakers.outcome import LONGEST_RETRY_AFTER_SECONDS, Effect
-from paidonce_workers.interrupt import CancelInterrupt, HandBackInterrupt, TimeoutInterrupt
 from tests.workers.breakers.conftest import by_type
 
 NO_FAILURES = [

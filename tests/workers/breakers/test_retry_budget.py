@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paidonce.policies import RetryBudgetPolicy
-from paidonce_workers.breakers.connecting import connection_maker
-from paidonce_workers.breakers.link import Link
-from paidonce_workers.breakers.own_threads import ThreadStarter
-from paidonce_workers.breakers.retry_budget_model import LONGEST_SECONDS, Bucket, ask, deposit
+from paidonce_workers.breakers.redis_connecting import connection_maker
+from paidonce_workers.breakers.redis_link import Link
+from paidonce_workers.breakers.retry_budgets import RetryBudgets
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.conftest import MakeBreakers
 from tests.workers.breakers.oracle import START_US, Clock
+from tests.workers.breakers.retry_budget_model import LONGEST_SECONDS, Bucket, ask, deposit
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -103,18 +103,9 @@ def test_the_bucket_stays_bounded_whatever_is_asked(
 @pytest.fixture
 def link(circuit_server: RedisServer, namespace: str) -> Iterator[Link]:
     url = circuit_server.url()
-    starter = ThreadStarter()
-    made = Link(
-        make=connection_maker(url, "TEST"),
-        check=checker(namespace),
-        address=url,
-        setting="TEST",
-        tell=lambda news: news(),
-        begin=starter.begin,
-    )
+    made = Link(make=connection_maker(url, "TEST"), check=checker(namespace), address=url, setting="TEST")
     yield made
     made.close()
-    starter.close()
 
 
 def test_the_script_does_what_the_model_does(link: Link, namespace: str) -> None:
@@ -167,3 +158,22 @@ def test_without_redis_a_process_keeps_a_budget_of_its_own(make_breakers: MakeBr
     waits = [alone.retry_allowed("search", BUDGET) for _ in range(12)]
     assert waits[:10] == [0.0] * 10
     assert [round(wait) for wait in waits[10:]] == [1, 2]
+
+
+def test_each_counted_call_is_brought_once_with_a_retry_or_with_the_heartbeat() -> None:
+    brought: list[tuple[int, bool]] = []
+
+    def ask_redis(target: str, budget: RetryBudgetPolicy, calls: int, asks: bool) -> float:
+        brought.append((calls, asks))
+        return 0.0
+
+    budget = RetryBudgetPolicy()
+    budgets = RetryBudgets(ask_redis, lambda: 0)
+    for _ in range(3):
+        budgets.count_call("search", budget)
+    budgets.put_off_seconds("search", budget)
+    budgets.put_off_seconds("search", budget)
+    budgets.count_call("search", budget)
+    budgets.deposit()
+    budgets.deposit()
+    assert brought == [(3, True), (0, True), (1, False)]

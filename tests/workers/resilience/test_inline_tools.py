@@ -9,8 +9,8 @@ import time
 import pytest
 
 from paidonce import CircuitOpen, agent, step, tool
-from paidonce.policies import PolicyBook
-from paidonce.policies.loading import parse_policies
+from paidonce.policies.file.parsing import parse_policies
+from paidonce.policies.policy_book import PolicyBook
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_workers.breakers import CircuitBreakers, CircuitState
 from tests.workers.stand import Stand, StandWorker

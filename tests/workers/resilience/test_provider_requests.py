@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,10 +15,13 @@ import openai
 import pytest
 
 from paidonce import CircuitOpen, agent, step
-from paidonce.policies.loading import parse_policies
+from paidonce.policies import BreakerPolicy, describe_failure
+from paidonce.policies.file.parsing import parse_policies
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_workers.breakers import CircuitBreakers, CircuitState
 from paidonce_workers.capture import capturing
+from paidonce_workers.resilience import AttemptCircuits
+from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.stand import Stand, StandWorker
 
@@ -299,3 +303,25 @@ def test_a_clients_own_error_around_it_is_seen_through(stand: Stand, breakers: C
     assert stand.run(run_id).result == b'"provider:openai is open"'
     assert [each.outcome for each in stand.attempts(run_id)] == [AttemptOutcome.SHORT_CIRCUITED]
     assert model.requests == 1
+
+
+def test_a_request_that_is_a_probe_keeps_its_place_while_it_lasts(stand: Stand, redis_server: RedisServer) -> None:
+    """However long: the heartbeat renews it, as it does the probes of inline tools."""
+    breakers = CircuitBreakers(
+        redis_server.url(), namespace=f"test-{uuid.uuid4().hex[:12]}", classify=describe_failure, probe_seconds=0.6
+    )
+    try:
+        circuits = stand.worker(*AGENTS, breakers=breakers, book=WATCHED).circuits
+        attempt = AttemptCircuits(circuits, learned, circuits.no_gate, inline_retry_seconds=0)
+        request = attempt.request("openai")
+        assert request is not None
+        breakers.force_open(CIRCUIT, 0)
+        request.begin()
+        for _ in range(9):
+            threading.Event().wait(0.1)
+            breakers.renew()
+            assert not breakers.admit(CIRCUIT, BreakerPolicy(), token="another").is_admitted
+        request.answered(200, {})
+        circuit_is(breakers, CircuitState.CLOSED)
+    finally:
+        breakers.close()

@@ -12,15 +12,18 @@ import pytest
 import redis
 
 from paidonce import CircuitOpen, Retry, StepFailed, agent, tool
-from paidonce.policies import BreakerPolicy, PolicyBook, describe_failure
-from paidonce.policies.loading import parse_policies
+from paidonce.policies import BreakerPolicy, describe_failure
+from paidonce.policies.file.parsing import parse_policies
+from paidonce.policies.policy_book import PolicyBook
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_workers.breakers import CircuitBreakers, CircuitState
-from paidonce_workers.sweeper import Sweeper
+from paidonce_workers.recovery.sweeper import Sweeper
 from tests.services.valkey import RedisServer
 from tests.workers.stand import Stand, StandWorker
 
 OPEN_SECONDS = 0.3
+PARKING_SECONDS = 2.0
+"""For how long a circuit stays open while several runs are submitted and park, on a busy machine, too."""
 LONG_ENOUGH = 10.0
 """Of the store's clock, for any due time of these tests."""
 
@@ -191,12 +194,13 @@ def test_one_that_fails_for_its_own_reasons_does_not_keep_the_others_waiting(
 
     worker = stand.worker(picky, picker, book=book(), breakers=breakers)
     sweeper = lead(stand, breakers)
-    breakers.force_open("circuits.search", for_seconds=0.05)
+    breakers.force_open("circuits.search", for_seconds=PARKING_SECONDS)
     runs = []
     for what in ("poison", "good", "fine"):
         runs.append(stand.submit(picker, {"what": what}))
         settle(stand, worker)
         stand.pass_time(1)
+    time.sleep(PARKING_SECONDS)
     for _ in range(4):
         time.sleep(2 * OPEN_SECONDS)
         wake(stand, worker, sweeper)
@@ -311,7 +315,8 @@ def test_a_circuit_that_redis_has_forgotten_is_found_out_by_one_probe(
     settle(stand, worker)
     forget(redis_server)
     if somebody_called:  # and so made a fresh circuit
-        breakers.breaker("circuits.search", BreakerPolicy()).call(lambda: None)
+        with breakers.guard("circuits.search", BreakerPolicy()):
+            pass
     sweeper.sweep()
     settle(stand, worker)
     assert len(called) == 1

@@ -1,9 +1,7 @@
-"""``Announcer``: what is to be said of circuits is said by a thread of its own, never by a caller's.
+"""``Announcer``: tells listeners about state changes of circuits, in a dedicated thread.
 
-Listeners write moves into the store, which may be slow or away, and a log's
-handlers hold locks that an interrupted caller would leave locked. So callers
-only put what is to be said into a queue. It is bounded: beyond ``MOST_WAITING``
-news are dropped and counted, because nobody may wait and memory is not endless.
+Listeners write to the store, which may be slow or away, and no caller waits for that. The queue is bounded: beyond
+``MOST_WAITING``, changes are dropped and counted, to bound memory.
 """
 
 from __future__ import annotations
@@ -14,83 +12,87 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-from paidonce_models.log_texts import failure_of
-from paidonce_workers.breakers.own_threads import Begin
+from paidonce_models.privacy.log_texts import failure_of
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 1000
 CLOSING_SECONDS: Final = 2.0
 
-News = Callable[[], None]
+News = Callable[[], object]
 
 
 class Announcer:
-    """One thread of one process, begun with the first news. Safe to use from many threads."""
+    """One daemon thread per process, started with the first change. Thread-safe."""
 
-    def __init__(self, name: str, begin: Begin) -> None:
-        """``name`` is the thread's."""
+    def __init__(self, name: str) -> None:
+        """``name`` is the thread's name."""
         self._name = name
-        self._begin_thread = begin
         self._lock = threading.Lock()
-        self._was_asked = False
-        self._speaker: int | None = None
+        self._thread: threading.Thread | None = None
+        # A lock in C: a signal handler that raises inside a ``Queue`` would leave it locked for ever.
         self._waiting: SimpleQueue[News | None] = SimpleQueue()
         self._dropped = 0
 
     def start(self) -> None:
-        """Begin now rather than with the first news. Raises nothing."""
-        if self._speaker is None:
-            self._was_asked = True
-            self._begin_thread(self._speak, self._name)
+        """Start the thread now, not with the first change. Never raises; if it cannot, the next change retries."""
+        missing: RuntimeError | None = None
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(target=self._speak, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                self._thread, missing = None, error
+        if missing is not None:  # outside the lock: a log handler may be slow, or call this method itself
+            log.warning("no thread for circuits: %s", missing, extra={"event": "breaker_thread_missing"})
 
     def tell(self, news: News) -> None:
-        """Say it soon. Waits for nothing and raises nothing."""
-        self.start()
+        """Queue a change for the listeners. Never blocks, never raises."""
         if self._waiting.qsize() < MOST_WAITING:
             self._waiting.put(news)
         else:
             self._dropped += 1
+        self.start()  # last: a thread that is ending checks the queue once more
 
     def wait_until_told(self, limit_seconds: float) -> bool:
-        """Whether all that was to be told by now has been told within the time."""
-        if threading.get_ident() == self._speaker:
-            return False  # a listener asks: it would wait for itself
-        told = threading.Lock()
-        told.acquire()
+        """Wait until every change queued so far was delivered; False if ``limit_seconds`` passed first."""
+        if threading.current_thread() is self._thread:
+            return False  # called by a listener: it would wait for itself
+        told = threading.Event()
+        self._waiting.put(told.set)
         self.start()
-        self._waiting.put(told.release)
-        return told.acquire(timeout=limit_seconds)
+        return told.wait(limit_seconds)
 
     def close(self) -> None:
-        """Tell what is waiting, for ``CLOSING_SECONDS`` at most, and end the thread."""
-        if self._was_asked:  # the thread may be on its way
+        """Deliver what is queued, for ``CLOSING_SECONDS`` at most, and end the thread. Later changes start another."""
+        if self._thread is not None:
             self.wait_until_told(CLOSING_SECONDS)
             self._waiting.put(None)
 
     def _speak(self) -> None:
-        with self._lock:
-            if self._speaker is not None:
-                return  # several callers began one at once
-            self._speaker = threading.get_ident()
-        while (news := self._waiting.get()) is not None:
+        while True:
+            news = self._waiting.get()
+            if news is None:
+                with self._lock:
+                    if self._waiting.empty():
+                        self._thread = None
+                        return
+                continue  # queued while this thread was ending
             try:
                 news()
             except Exception as error:  # noqa: BLE001 - told by type and place
                 log.error(
-                    "news of a circuit could not be told: %s",
+                    "a state change of a circuit could not be delivered: %s",
                     failure_of(error),
                     extra={"event": "breaker_listener_failed"},
                 )
-            del news
             dropped, self._dropped = self._dropped, 0
             if dropped:
                 log.warning(
-                    "listeners of circuits are too slow: %d moves or more were not told to them; the circuits "
-                    "themselves are as they should be",
+                    "listeners of circuits are too slow: %d state changes or more were dropped; the circuits "
+                    "themselves are not affected",
                     dropped,
                     extra={"event": "breaker_news_dropped"},
                 )
-        self._speaker = None
-        if not self._waiting.empty():
-            self.start()  # told while this one was ending

@@ -1,92 +1,69 @@
-"""``Guard``: one inline call under its circuit, as a context manager for ``with`` and for ``async with``.
-
-``async with`` asks Redis from a thread, so that the event loop never waits for
-it. A cancellation that strikes while it asks gives the place of a probe back.
-"""
+"""``Guard``: one inline call under its circuit, as a context manager for ``with`` and for ``async with``."""
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Future
+import uuid
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from paidonce_workers.breakers.admission import Admission
-from paidonce_workers.breakers.outcome import NEUTRAL, Effect
-from paidonce_workers.breakers.states import SharedState
-from paidonce_workers.breakers.tokens import new_token
-
-if TYPE_CHECKING:
-    from paidonce_workers.breakers.breaker import SharedCircuitBreaker
+from paidonce.policies import BreakerPolicy
+from paidonce_models.errors import CircuitOpen
+from paidonce_workers.breakers.circuit_state import Admission
+from paidonce_workers.breakers.decider import Decider, end_of
+from paidonce_workers.breakers.outcome import SUCCESS
 
 
 class Guard:
-    """For one call; make another one for the next."""
+    """For one call; create another one for the next. A probe is renewed as long as its guard is alive."""
 
-    def __init__(self, breaker: SharedCircuitBreaker, target: str | None = None) -> None:
-        self._breaker = breaker
+    def __init__(self, decider: Decider, circuit: str, policy: BreakerPolicy, target: str) -> None:
+        """``target`` is the name in ``CircuitOpen``."""
+        self._decider = decider
+        self._circuit = circuit
+        self._policy = policy
         self._target = target
-        self._token = new_token()
-        self._state: SharedState | None = None
+        self._admission: Admission | None = None
 
     def __enter__(self) -> Self:
-        """Raises ``CircuitOpen`` if the call may not be made. Waits for Redis in this thread."""
-        self._begin(self._breaker.admit(self._token))
+        """Raises ``CircuitOpen`` if the call may not be made. Blocks this thread on Redis."""
+        self._begin(self._decider.admit(self._circuit, self._policy, token=self._new_token(), owner=self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Report how it went."""
-        self._take_state().end(error)
+        """Report the outcome."""
+        self._decider.report(self._take(), SUCCESS if error is None else self._decider.outcome_of(error))
 
     async def __aenter__(self) -> Self:
         """Raises ``CircuitOpen`` if the call may not be made."""
-        asking = self._breaker.threads.submit(self._breaker.admit, self._token)
-        try:
-            admission = await asyncio.wrap_future(asking)
-        except BaseException:
-            asking.add_done_callback(self._give_up)
-            raise
-        self._begin(admission)
+        token = self._new_token()
+        self._begin(await self._decider.admit_async(self._circuit, self._policy, token=token, owner=self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Report how it went, even if the task is cancelled meanwhile."""
-        state = self._take_state()
-        if error is not None and not state.is_probe and self._breaker.outcome_of(error).effect is Effect.NEUTRAL:
-            state.end(error)  # nobody is told of it
-            return
-        reporting = self._breaker.threads.submit(state.end, error)
-        if not isinstance(error, GeneratorExit):  # a coroutine that is being closed may not wait
-            await asyncio.shield(asyncio.wrap_future(reporting))
+        """Report the outcome, even if the task is cancelled meanwhile."""
+        outcome = SUCCESS if error is None else self._decider.outcome_of(error)
+        reporting = self._decider.report_soon(self._take(), outcome)
+        if not isinstance(error, GeneratorExit):  # a coroutine that is being closed must not await
+            await end_of(reporting)
+
+    def _new_token(self) -> str:
+        if self._admission is not None:
+            raise RuntimeError(f"circuit {self._circuit}: a guard is for one call; create another one for the next")
+        return uuid.uuid4().hex
 
     def _begin(self, admission: Admission) -> None:
-        if self._state is not None:
-            raise RuntimeError(f"circuit {admission.circuit}: a guard is for one call; make another one for the next")
-        state = self._breaker.state_for(admission, self._target)
-        state.begin(_the_block)
-        self._state = state
-        if admission.is_probe:
-            self._breaker.probes.begin(self._token, admission.circuit, owner=self)
+        if not admission.is_admitted:
+            raise CircuitOpen.of(
+                self._target, since=admission.since, retry_at=admission.retry_at, reason=admission.reason
+            )
+        self._admission = admission
 
-    def _take_state(self) -> SharedState:
-        self._breaker.probes.end(self._token)
-        state, self._state = self._state, None
-        if state is None:
+    def _take(self) -> Admission:
+        admission, self._admission = self._admission, None
+        if admission is None:
             raise RuntimeError("the guard was not entered")
-        return state
-
-    def _give_up(self, asking: Future[Admission]) -> None:
-        """The task was cancelled while it asked: a place that it got is for the next one."""
-        if asking.cancelled() or asking.exception() is not None:
-            return
-        admission = asking.result()
-        if admission.is_probe:
-            self._breaker.threads.submit(self._breaker.report, admission, NEUTRAL)
-
-
-def _the_block() -> None:
-    """What pybreaker's listeners are told will be called: the block under ``with``."""
+        return admission

@@ -1,10 +1,10 @@
-"""Usage capture: requests to LLM providers inside a step's body become calls of its attempt, unasked.
+"""Usage capture: records requests to LLM providers inside a step's body as calls of its attempt, automatically.
 
-Seen at the HTTP layer of ``httpx``, ``httpx2`` and ``aiohttp``, which the
-providers' SDKs stand on: request -> ``hosts`` (is it a paid one?) -> ``observation`` (one for
-each HTTP request) -> ``answers`` (what the reply says of usage) -> the
-attempt's ``CallRecorder``. ``threads`` lets attribution follow threads that a
-step starts. ``installation`` puts it all in place and takes it away again.
+It taps the HTTP layer of ``httpx``, ``httpx2`` and ``aiohttp``, which the providers'
+SDKs use: request -> ``hosts`` (is it a paid one?) -> ``observation`` (one per HTTP
+request) -> ``responses`` (the usage in the response) -> the attempt's
+``CallRecorder``. ``threads`` lets attribution follow threads that a step starts.
+``installation`` installs and removes the taps.
 """
 
 from paidonce_workers.capture.installation import Installation, capturing, install

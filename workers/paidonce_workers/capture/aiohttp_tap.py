@@ -1,9 +1,9 @@
-"""The tap on ``aiohttp``, which google-genai's asynchronous client prefers where it is installed.
+"""The tap on ``aiohttp``, which google-genai's asynchronous client prefers if it is installed.
 
-Wraps ``ClientSession._request``, which follows redirections and retries
-nothing. An answer's bytes are seen where aiohttp's parser hands them,
-decompressed, to the response's ``StreamReader``. Imports nothing of aiohttp: it
-is handed the module that was imported.
+Wraps ``ClientSession._request``, which follows redirects and retries nothing. The
+bytes of a response are seen where aiohttp's parser passes them, decompressed, to
+the response's ``StreamReader``. Imports nothing of aiohttp: it is given the module
+that was imported.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from paidonce_workers.capture.faults import Faults
+from paidonce_workers.capture.capture_errors import Faults
 from paidonce_workers.capture.http_tap import HttpTap
 from paidonce_workers.capture.observation import Observation
-from paidonce_workers.capture.polls import PollObservation
+from paidonce_workers.capture.polled_responses import PollObservation
 
 AIOHTTP_METHOD: Final = "_request"
 
@@ -31,7 +31,7 @@ class AiohttpTap:
         self._faults = faults
 
     def sending(self, library: ModuleType) -> Callable[..., Any]:
-        """``ClientSession._request``, watched."""
+        """``ClientSession._request``, tapped."""
 
         async def request(
             call: Callable[..., Any], session: Any, /, method: str, str_or_url: Any, **options: Any
@@ -46,7 +46,7 @@ class AiohttpTap:
             except BaseException as error:
                 observation.failed(error)
                 raise
-            with self._faults.contained("attaching to an answer"):
+            with self._faults.contained("attaching to a response"):
                 if observation.answered(response.status, response.headers, None):
                     _tee(library, response.content, observation)
             return response
@@ -71,7 +71,7 @@ class AiohttpTap:
 
 
 def _body(options: dict[str, Any]) -> bytes:
-    """The request's body where it is at hand; one that is streamed out is not read."""
+    """The request's body if it is in memory; a streamed body is not read."""
     data = options.get("data")
     if isinstance(data, bytes | bytearray):
         return bytes(data)
@@ -81,9 +81,9 @@ def _body(options: dict[str, Any]) -> bytes:
 
 
 def _tee(library: ModuleType, content: Any, observation: Observation | PollObservation) -> None:
-    """Show the observation what the reader holds already and all that it will be fed."""
+    """Show the observation what the reader already holds, and all that it will be fed."""
     reader: Any = library.StreamReader
-    if type(content) is not reader:  # an answer without a body
+    if type(content) is not reader:  # a response without a body
         observation.finished()
         return
     for piece in content._buffer:
@@ -93,7 +93,7 @@ def _tee(library: ModuleType, content: Any, observation: Observation | PollObser
         return
 
     class TeedReader(reader):  # type: ignore[misc]  # the class is the library's that was imported
-        """The same reader; a class of its own, since its instances take no attributes."""
+        """The same reader; a subclass, because its instances take no attributes."""
 
         __slots__ = ()
 

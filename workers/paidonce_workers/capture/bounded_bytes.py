@@ -1,8 +1,7 @@
-"""``BoundedBytes``: a body or a line of a stream, whole while it is small, else its two ends; and how to read it.
+"""``BoundedBytes``: a body or a line of a stream, kept whole while it is small, else only its two ends.
 
-Of a large answer (a thousand embeddings, an image) only what stands around the
-content matters: the id at its head, the usage at its tail. Nothing is kept
-once it was read.
+Of a large response (a thousand embeddings, an image) only what surrounds the content
+matters: the id at its start, the usage at its end. Nothing is kept once it was read.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Final
 
 import orjson
 
-from paidonce_models.json_values import MAX_DEPTH, nests_deeper
+from paidonce_models.payloads.json_values import MAX_DEPTH, nests_deeper
 
 WHOLE_BYTES: Final = 256 * 1024
-"""Up to here a document is parsed; that takes some 0.3 ms."""
+"""A document of up to this size is parsed, which takes some 0.3 ms."""
 HEAD_BYTES: Final = 16 * 1024
 TAIL_BYTES: Final = 64 * 1024
 
@@ -26,7 +25,7 @@ _DECODER: Final = json.JSONDecoder()
 
 
 def parsed_json(data: bytes) -> object:
-    """The JSON value. Half an emoji in an answer is one that orjson refuses, Python knows what to do with it.
+    """The JSON value. orjson refuses half an emoji (a lone surrogate), which Python's parser accepts.
 
     Raises ``ValueError``.
     """
@@ -39,13 +38,13 @@ def parsed_json(data: bytes) -> object:
             value = json.loads(data)
             if nests_deeper(value, MAX_DEPTH):
                 raise RecursionError
-        except RecursionError:  # it nests deeper than any answer; orjson says so with a ValueError
+        except RecursionError:  # nested deeper than any response; orjson raises a ValueError for that
             raise ValueError("nested too deep") from None
     return value
 
 
 class BoundedBytes:
-    """Bytes that arrive in pieces; holds at most ``WHOLE_BYTES`` and a piece."""
+    """Bytes that arrive in chunks; holds at most ``WHOLE_BYTES`` and one chunk."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -56,7 +55,7 @@ class BoundedBytes:
         return self._size
 
     def add(self, piece: bytes) -> None:
-        """Take the next piece."""
+        """Add the next chunk."""
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > WHOLE_BYTES:
@@ -67,13 +66,13 @@ class BoundedBytes:
             self._size = len(self._pieces[0])
 
     def ends(self) -> tuple[bytes, bytes]:
-        """Head and tail; the head is empty where all is in the tail."""
+        """Head and tail; the head is empty if everything is in the tail."""
         return self._head or b"", b"".join(self._pieces)
 
     def document(self) -> tuple[object, bool]:
-        """The JSON value, and True; or, where it is too large or broke off, what its ends say, and whether it is whole.
+        """The JSON value and True; or, if it is too large or cut off, the fields at its ends and if it is complete.
 
-        Strings of an answer cannot pass for its fields: in JSON a quote inside a string is escaped.
+        Strings in a response cannot pass for its fields: in JSON a quote inside a string is escaped.
         """
         head, tail = self.ends()
         if self._head is None:
@@ -85,7 +84,7 @@ class BoundedBytes:
 
 
 def fields_of(head: bytes, tail: bytes) -> dict[str, object]:
-    """The names that matter, the first of each in the head and the last usage in the tail."""
+    """The fields that matter: the first of each in the head, and the last usage in the tail."""
     fields: dict[str, object] = {}
     for text in (head, tail):
         for name, value in _NAMED.findall(text):
@@ -94,7 +93,7 @@ def fields_of(head: bytes, tail: bytes) -> dict[str, object]:
         try:
             block, _ = _DECODER.raw_decode(tail[found.end() :].decode("utf-8", "replace"))
         except (ValueError, RecursionError):
-            continue  # cut off within it, or nested without an end: an earlier one may be whole
+            continue  # cut off inside it, or nested too deep: an earlier one may be complete
         if nests_deeper(block, MAX_DEPTH):
             continue
         fields[found[1].decode()] = block

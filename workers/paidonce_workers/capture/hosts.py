@@ -1,7 +1,7 @@
-"""Which HTTP requests are paid calls of a model, and whose: by method, host and path.
+"""Decides which HTTP requests are paid calls of a model, and to which provider: by method, host and path.
 
-Pure: knows providers' addresses and the operator's own mapping, reads no
-request body and no answer. What is not found here is never looked at.
+Pure: knows the providers' addresses and the operator's mapping, and reads no
+request body and no response. A request that does not match is never inspected.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from paidonce.provider_hosts import API_OF_PROVIDER, Api
+from paidonce.usage.provider_hosts import API_OF_PROVIDER, Api
 from paidonce_models.usage import CallKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """What a paid request asks for. ``model`` is set where the path names it."""
+    """What a paid request calls. ``model`` is set if the path names it."""
 
     provider: str
     api: Api
@@ -27,7 +27,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Poll:
-    """A question how work stands that another call has begun. ``says`` is what is known of its usage besides."""
+    """A request for the state of work that another call started. ``says`` is what else is known of its usage."""
 
     id: str
     api: Api
@@ -35,7 +35,7 @@ class Poll:
 
 
 Spoken = tuple[tuple[str, Api], ...]
-"""A host's providers, each with the API it speaks there; the path decides between them."""
+"""A host's providers, each with the API that it speaks there; the path decides between them."""
 
 _OPENAI_AND = {"anthropic": Api.ANTHROPIC, "google": Api.GOOGLE, "azure": Api.ANTHROPIC}
 
@@ -76,7 +76,7 @@ OPENAI_PATHS: Final = {
     "/embeddings": CallKind.EMBEDDING,
 }
 BEGINNING_PATHS: Final = ("/batches", "/videos")
-"""Of OpenAI: what begins work that is paid, and tells of its usage later, if at all."""
+"""OpenAI's: requests that start paid work and report its usage later, if at all."""
 _POLL: Final = re.compile(r"/(responses|batches)/([A-Za-z0-9_-]{1,200})(/cancel)?$")
 ANTHROPIC_PATH: Final = "/v1/messages"
 ANTHROPIC_BATCHES: Final = "/v1/messages/batches"
@@ -94,7 +94,7 @@ GOOGLE_METHODS: Final = {
 
 
 class HostTable:
-    """The known hosts, with the operator's own (``PAIDONCE_PROVIDER_HOSTS``) on top."""
+    """The known hosts, overridden by the operator's (``PAIDONCE_PROVIDER_HOSTS``)."""
 
     def __init__(self, provider_hosts: Iterable[tuple[str, str]] = ()) -> None:
         self._own: dict[str, Spoken] = {}
@@ -103,7 +103,7 @@ class HostTable:
             self._own[host] = (*self._own.get(host, ()), (provider, API_OF_PROVIDER[provider]))
 
     def find(self, method: str, host: str, port: int, path: str) -> Endpoint | None:
-        """What the request pays for; ``None`` for everything that is not a paid call of a model we can read."""
+        """The endpoint of a paid request; ``None`` for everything that is not a paid call of a model we can read."""
         if method != "POST":
             return None
         spoken = self._spoken(host.lower(), port)
@@ -114,7 +114,7 @@ class HostTable:
         return None
 
     def find_poll(self, method: str, host: str, port: int, path: str) -> Poll | None:
-        """What the request asks after; ``None`` for everything else."""
+        """The work that the request polls; ``None`` for everything else."""
         found = _POLL.search(path)
         if found is None or method != ("POST" if found[3] else "GET"):
             return None

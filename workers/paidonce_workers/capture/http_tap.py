@@ -1,10 +1,10 @@
-"""The tap on ``httpx`` and ``httpx2``: wraps the one place where each sends a single HTTP request.
+"""The tap on ``httpx`` and ``httpx2``: wraps the one method of each that sends a single HTTP request.
 
-Both libraries have the same ``Client._send_single_request`` (redirections,
+Both libraries have the same ``Client._send_single_request`` (redirects,
 authentication and retries are above it, transports below), so that an SDK's
-hidden retry passes here as a request of its own. Outside a step, and for all
-that is no paid call of a model, the tap is one look at a context variable.
-Imports neither library: it is handed the module that was imported.
+hidden retry appears here as a separate request. Outside a step, and for every
+request that is no paid call of a model, the tap costs one look at a context variable.
+Imports neither library: it is given the module that was imported.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-from paidonce.attempt_policies import attempt_policies
-from paidonce.usage import current_recorder, tool_stack
-from paidonce_workers.capture.faults import Faults
+from paidonce.policies.attempt_policies import attempt_policies
+from paidonce.usage.recording import current_recorder, tool_stack
+from paidonce_workers.bodies.forked_bodies import tell_unseen
+from paidonce_workers.capture.capture_errors import Faults
 from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.observation import Decode, Observation
-from paidonce_workers.capture.polls import PollObservation
+from paidonce_workers.capture.polled_responses import PollObservation
 from paidonce_workers.capture.retries import HiddenRetries, Retries
-from paidonce_workers.forked_bodies import tell_unseen
 
 METHOD: Final = "_send_single_request"
 
 
 class HttpTap:
-    """Watches requests for one installation."""
+    """Taps requests for one installation."""
 
     def __init__(self, hosts: HostTable, faults: Faults) -> None:
         self.hosts = hosts
@@ -37,7 +37,7 @@ class HttpTap:
         self._has_told = False
 
     def sending(self, library: ModuleType) -> Callable[..., Any]:
-        """``Client._send_single_request``, watched."""
+        """``Client._send_single_request``, tapped."""
         teed = _teed_stream(library)
 
         def send(call: Callable[..., Any], client: Any, /, request: Any) -> Any:
@@ -57,7 +57,7 @@ class HttpTap:
         return send
 
     def sending_async(self, library: ModuleType) -> Callable[..., Any]:
-        """``AsyncClient._send_single_request``, watched."""
+        """``AsyncClient._send_single_request``, tapped."""
         teed = _teed_async_stream(library)
 
         async def send(call: Callable[..., Any], client: Any, /, request: Any) -> Any:
@@ -66,7 +66,7 @@ class HttpTap:
                 return await call(request)
             if observation.guard is not None:
                 await observation.guard.begin_async()
-            # A transport over aiohttp sends the same request through our other tap.
+            # A transport over aiohttp sends the same request through the other tap.
             token = current_recorder.set(None)
             try:
                 response = await call(request)
@@ -81,7 +81,7 @@ class HttpTap:
         return send
 
     def tell(self, call: Callable[..., Any], client: Any, /, request: Any) -> Any:
-        """In a forked child of a step, for both kinds of clients: passes on, and says once whom it pays."""
+        """In a forked child of a step, for both kinds of clients: call through, and log once which provider is paid."""
         with self._faults.contained("reading a request"):
             url = request.url
             port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
@@ -92,7 +92,7 @@ class HttpTap:
         return call(request)
 
     def is_wanted(self) -> bool:
-        """Whether this is a step's body, and we are on."""
+        """Whether this is a step's body and the capture is on."""
         return current_recorder.get() is not None and self.is_on
 
     def observe(
@@ -104,7 +104,7 @@ class HttpTap:
         headers: Mapping[str, str],
         body: Callable[[], bytes],
     ) -> Observation | PollObservation | None:
-        """The observation of a request that is a paid call, or asks after one; ``body`` is only asked for a call."""
+        """The observation of a request that is a paid call or a poll; ``body`` is called for a paid call only."""
         recorder = current_recorder.get()
         if recorder is None:
             return None
@@ -138,7 +138,7 @@ class HttpTap:
         try:
             url = request.url
             port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
-            # A body that is streamed out is not read.
+            # A streamed body is not read.
             return self.observe(
                 request.method, url.host, port, url.path, request.headers, lambda: getattr(request, "_content", b"")
             )
@@ -149,8 +149,8 @@ class HttpTap:
     def _attach(
         self, library: ModuleType, response: Any, observation: Observation | PollObservation, teed: Any
     ) -> None:
-        with self._faults.contained("attaching to an answer"):
-            is_read = hasattr(response, "_content")  # made in memory by a mock, and never streamed
+        with self._faults.contained("attaching to a response"):
+            is_read = hasattr(response, "_content")  # made in memory by a mock, never streamed
             decode = None if is_read else _decoder_of(library, response)
             if not observation.answered(response.status_code, response.headers, decode):
                 return
@@ -162,7 +162,7 @@ class HttpTap:
 
 
 def _decoder_of(library: ModuleType, response: Any) -> Decode | None:
-    """A decoder of our own for the answer's content encoding, from the library's; ``None`` for plain bytes."""
+    """Our own decoder for the response's content encoding, taken from the library; ``None`` for plain bytes."""
     encoding = response.headers.get("content-encoding")
     if not encoding or encoding.strip().lower() == "identity":
         return None
@@ -179,7 +179,7 @@ def _teed_stream(library: ModuleType) -> Any:
     base: Any = library.SyncByteStream
 
     class TeedStream(base):  # type: ignore[misc]  # the class is the library's that was imported
-        """Passes an answer's bytes on and shows them to the observation."""
+        """Passes a response's bytes through and shows them to the observation."""
 
         def __init__(self, inner: Any, observation: Observation | PollObservation) -> None:
             self._inner = inner
@@ -212,7 +212,7 @@ def _teed_async_stream(library: ModuleType) -> Any:
     base: Any = library.AsyncByteStream
 
     class TeedAsyncStream(base):  # type: ignore[misc]  # as above
-        """Passes an answer's bytes on and shows them to the observation."""
+        """Passes a response's bytes through and shows them to the observation."""
 
         def __init__(self, inner: Any, observation: Observation | PollObservation) -> None:
             self._inner = inner

@@ -1,4 +1,4 @@
-"""``ImportWatch``: tells when a module was imported, however late, and imports none itself.
+"""``ImportWatch``: calls back when a module has been imported, however late; imports nothing itself.
 
 A step may import its SDK only when it runs. Watching costs one comparison for
 each module that is found for the first time.
@@ -24,7 +24,7 @@ class ImportWatch(MetaPathFinder):
         self._under_way = _UnderWay()
 
     def begin(self) -> None:
-        """Tell of each module: now if it is there already, else once it was executed."""
+        """Call back for each module: now if it is already imported, else once it was executed."""
         sys.meta_path.insert(0, self)
         for name in self._names:
             module = sys.modules.get(name)
@@ -32,17 +32,17 @@ class ImportWatch(MetaPathFinder):
                 self._imported(module)
 
     def end(self) -> None:
-        """Tell no more."""
+        """Call back no more."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that the other finders have, with a loader that calls us once the module's code has run."""
+        """The spec of the other finders, with a loader that calls us once the module's code has run."""
         if fullname not in self._names or fullname in self._under_way.names:
             return None
-        self._under_way.names.add(fullname)  # a neighbour that watches imports too asks all finders again
+        self._under_way.names.add(fullname)  # another import hook may call all finders again
         try:
             for finder in list(sys.meta_path):
                 find = getattr(finder, "find_spec", None)
@@ -59,9 +59,9 @@ class ImportWatch(MetaPathFinder):
 
 
 class WatchedLoader(Loader):
-    """Loads as the loader does that it stands before, tells of the module, and leaves no trace on it.
+    """Loads as the wrapped loader does, reports the module, and leaves no trace on it.
 
-    Of its own, because a neighbour's loader may be a proxy: what is put on that one ends up on the loader behind it.
+    Separate, because another library's loader may be a proxy: attributes set on it end up on the loader behind it.
     """
 
     def __init__(self, loader: Any, imported: Callable[[ModuleType], object]) -> None:
@@ -72,13 +72,13 @@ class WatchedLoader(Loader):
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the loader does."""
+        """Delegate to the wrapped loader."""
         create = getattr(self._loader, "create_module", None)
         module: ModuleType | None = None if create is None else create(spec)
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Execute the module, then tell."""
+        """Execute the module, then report it."""
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
@@ -87,7 +87,7 @@ class WatchedLoader(Loader):
 
 
 class _UnderWay(threading.local):
-    """The modules that this thread looks for."""
+    """The modules that this thread is importing."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()

@@ -1,9 +1,9 @@
-"""Putting the taps in place, once in a process, and taking them away again.
+"""Installs the taps, once per process, and removes them.
 
-Done where a worker process is wired, in the child that runs a step alone, and
-by ``paidonce.testing`` around a body; a process that only submits runs never
-comes here. What is wrapped: ``Client`` and ``AsyncClient`` of ``httpx`` and
-``httpx2`` and ``aiohttp``'s session when they are imported, ``Thread.start``, ``ThreadPoolExecutor.submit``.
+Done where a worker process is wired, in the child that runs a step alone, and by
+``paidonce.testing`` around a body. A process that only submits runs never gets
+here. Wrapped are ``Client`` and ``AsyncClient`` of ``httpx`` and ``httpx2`` and
+``aiohttp``'s session, when they are imported, and ``Thread.start`` and ``ThreadPoolExecutor.submit``.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import ClassVar, Final
 
-from paidonce.current_step import executing
+from paidonce.declarations.current_step import executing
 from paidonce_models.forks import in_child
 from paidonce_workers.capture.aiohttp_tap import AIOHTTP_METHOD, AiohttpTap
-from paidonce_workers.capture.faults import Faults
+from paidonce_workers.capture.capture_errors import Faults
 from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.http_tap import METHOD, HttpTap
 from paidonce_workers.capture.import_watch import ImportWatch
-from paidonce_workers.capture.layers import Layer, Tap, put
 from paidonce_workers.capture.threads import ThreadTap
+from paidonce_workers.capture.wrapping import Layer, Tap, put
 
 LIBRARIES: Final = ("httpx", "httpx2", "aiohttp")
 _lock: Final = threading.RLock()
 
 
 class Installation:
-    """The taps of this process. ``install`` makes it or joins the one that is there."""
+    """The taps of this process. ``install`` creates it or joins the existing one."""
 
     present: ClassVar[Installation | None] = None
-    """What is rebound is the process's, and so is this: the taps must not stand twice."""
+    """One per process, like what it patches: the taps must not be installed twice."""
 
     def __init__(self, provider_hosts: Iterable[tuple[str, str]]) -> None:
         self._faults = Faults()
@@ -46,7 +46,7 @@ class Installation:
         in_child(self, Installation._pass_through)
 
     def uninstall(self) -> None:
-        """Leave; the last one takes the taps away. What somebody else has wrapped since stays, switched off."""
+        """Leave; the last one removes the taps. A tap that others have wrapped since stays, switched off."""
         with _lock:
             self._users -= 1
             if self._users:
@@ -59,7 +59,7 @@ class Installation:
             self._layers.clear()
 
     def _pass_through(self) -> None:
-        """In a forked child: record nothing; what it pays is said if it is a step's, and a worker's installs anew."""
+        """In a forked child: record nothing. A step's child logs what it pays for; a worker's child installs afresh."""
         _lock._at_fork_reinit()  # type: ignore[attr-defined]  # as the stdlib does
         Installation.present = None
         self._watch.end()
@@ -77,7 +77,7 @@ class Installation:
     def _begin(self) -> None:
         with self._faults.contained("tapping threads"):
             self._put(threading.Thread, "start", self._threads.start)
-            if "start" in threading.Timer.__dict__:  # OpenTelemetry gives it one of its own
+            if "start" in threading.Timer.__dict__:  # OpenTelemetry patches its `start` separately
                 self._put(threading.Timer, "start", self._threads.start, abstract=threading.Timer.__mro__[1:])
             self._put(ThreadPoolExecutor, "submit", self._threads.submit, abstract=(Executor,))
         self._watch.begin()
@@ -101,7 +101,7 @@ class Installation:
 
 
 def install(provider_hosts: Iterable[tuple[str, str]] = ()) -> Installation:
-    """Capture from now on in this process; ``uninstall`` ends it. Installing again joins what is there."""
+    """Capture in this process from now on; ``uninstall`` ends it. A second call joins the existing installation."""
     with _lock:
         if Installation.present is not None:
             Installation.present._join(provider_hosts)

@@ -1,8 +1,8 @@
-"""``Observation``: one HTTP request to a provider, from its sending to the end of its answer.
+"""``Observation``: one HTTP request to a provider, from sending it to the end of its response.
 
-Made where a request is sent inside a step; ends exactly once, in whatever
-thread the answer ends, and hands a ``CapturedCall`` to the recorder of the
-attempt that sent it. Reads of the request nothing but the model's name.
+Created where a request is sent inside a step. It ends exactly once, in whatever
+thread the response ends, and passes a ``CapturedCall`` to the recorder of the
+attempt that sent it. Reads nothing of the request but the model's name.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from paidonce.attempt_policies import GuardedRequest
-from paidonce.captured_calls import CapturedCall
-from paidonce.usage import CallRecorder
+from paidonce.policies.attempt_policies import GuardedRequest
+from paidonce.usage.captured_calls import CapturedCall
+from paidonce.usage.recording import CallRecorder
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import nanousd_from_usd
 from paidonce_models.usage import LARGEST_COST_NANOUSD, CallRecord, CallStatus, UsageSource
-from paidonce_workers.capture.answers import AnswerReader, reader_for
 from paidonce_workers.capture.bounded_bytes import parsed_json
-from paidonce_workers.capture.faults import Faults
+from paidonce_workers.capture.capture_errors import Faults
 from paidonce_workers.capture.hosts import Endpoint
+from paidonce_workers.capture.responses import AnswerReader, reader_for
 from paidonce_workers.capture.retries import Retries, fingerprint
 
 PARSED_REQUEST_BYTES: Final = 16 * 1024
-"""A request up to here is parsed for its model; a longer one is searched."""
+"""A request body of up to this size is parsed for its model; a longer one is searched."""
 RETRY_HEADER: Final = "x-stainless-retry-count"
-"""Set by the SDKs of OpenAI and Anthropic on each request."""
+"""A header that the SDKs of OpenAI and Anthropic set on each request."""
 REQUEST_ID_HEADERS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-goog-request-id", "x-generation-id", "cf-ray"),
 )
 GIVEN_UP_WAITING: Final = frozenset({"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"})
-"""Errors of the HTTP libraries that say: the request was sent, and its answer took too long for the client."""
+"""Errors of the HTTP libraries that mean: the request was sent, and the client did not wait for the response."""
 GATEWAY_COST_HEADER: Final = "x-litellm-response-cost"
 GOES_ON: Final = frozenset({"queued", "in_progress", "validating", "finalizing"})
-"""States of work that is not done with the answer that begins it: its usage comes with a later one."""
+"""States of work that the response to its start does not complete: its usage comes with a later response."""
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,300})"')
 
 _STATED_COST: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{0,60})?([eE][+-]?[0-9]{1,3})?")
@@ -45,7 +45,7 @@ Decode = Callable[[bytes], Iterable[bytes]]
 
 
 class Observation:
-    """Every method is contained: none of them raises."""
+    """No method raises: all errors are contained."""
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class Observation:
         self._has_ended = False
 
     def answered(self, status_code: int, headers: Mapping[str, str], decode: Decode | None) -> bool:
-        """The head of the answer is here; whether its body is to be read. ``decode`` undoes its content encoding."""
+        """The response's head has arrived; whether to read its body. ``decode`` undoes the content encoding."""
         with self._faults.contained("reporting to a circuit"):
             if self.guard is not None:
                 self.guard.answered(status_code, headers)
-        with self._faults.contained("reading an answer's head"):
+        with self._faults.contained("reading a response's head"):
             self._ids = tuple(dict.fromkeys(headers[name] for name in REQUEST_ID_HEADERS if headers.get(name)))
             if status_code >= 400:
                 self._end(CallStatus.FAILED)
-            elif status_code >= 300:  # a redirection; the request that follows it is seen by itself
+            elif status_code >= 300:  # a redirect; the request that follows is observed separately
                 self._has_ended = True
             self._cost_nanousd = gateway_cost(headers.get(GATEWAY_COST_HEADER))
             self._reader = reader_for(self._endpoint.api, headers.get("content-type") or "")
@@ -108,18 +108,18 @@ class Observation:
             if self._reader.answer.has_closed:
                 self._end(CallStatus.OK)
         except Exception as error:  # noqa: BLE001 - as `contained`, which costs more on each piece of a stream
-            self._faults.tell("reading an answer", error)
+            self._faults.tell("reading a response", error)
 
     def finished(self) -> None:
-        """The body has come to its end; a stream that did not say its last word was cut all the same."""
+        """The body has ended. A stream without its final event was cut off even so."""
         self._end(CallStatus.OK)
 
     def broke_off(self) -> None:
-        """The answer was closed or failed before its end."""
+        """The response was closed or failed before its end."""
         self._end(CallStatus.CUT)
 
     def failed(self, error: BaseException) -> None:
-        """No answer came. That nobody waited for it says nothing of the provider: it may well have worked, and bill."""
+        """No response came. If the client did not wait for it, the provider may well have worked, and may bill."""
         with self._faults.contained("reporting to a circuit"):
             if self.guard is not None:
                 self.guard.failed(error)
@@ -136,7 +136,7 @@ class Observation:
             duration_us = int((time.perf_counter() - self._started) * 1e6)
             reader = self._reader
             if reader is not None:
-                with self._faults.contained("reading an answer's end"):
+                with self._faults.contained("reading a response's end"):
                     reader.end()
                     if status is not CallStatus.FAILED:
                         status = CallStatus.OK if reader.answer.is_complete else CallStatus.CUT
@@ -148,7 +148,7 @@ class Observation:
             awaited_id = None
             if answer is not None and status is not CallStatus.FAILED and answer.status in GOES_ON:
                 awaited_id = answer.id
-                answer.fields.pop("usage", None)  # how far it has come, if that
+                answer.fields.pop("usage", None)  # at most an intermediate count
             ids = self._ids if answer is None or answer.id is None else (*self._ids, answer.id)
             captured = CapturedCall(
                 call=CallRecord(
@@ -190,9 +190,9 @@ def requested_model(content: bytes) -> str | None:
 
 
 def models_in(content: bytes) -> set[bytes]:
-    """All strings under the name ``model`` at any depth, the first few of them."""
+    """All strings under the key ``model`` at any depth, limited to the first few."""
     found: set[bytes] = set()
-    start = content.find(b'"model"')  # many times faster than the expression on a long text
+    start = content.find(b'"model"')  # many times faster than the regex on a long text
     while start >= 0 and len(found) < 2:
         match = _MODEL.match(content, start)
         if match is not None:
@@ -202,15 +202,15 @@ def models_in(content: bytes) -> set[bytes]:
 
 
 def retry_number(header: str | None) -> int | None:
-    """Which retry of the SDK's own this request is, 0 for a first one; ``None`` where the client does not say."""
+    """The number of the SDK's own retry, 0 for the first request; ``None`` if the client does not send it."""
     return min(int(header), 1_000) if header is not None and header.isascii() and header.isdigit() else None
 
 
 def gateway_cost(header: str | None) -> int | None:
-    """The cost a gateway states, in nano-dollars; ``None`` if it states none.
+    """The cost that a gateway reports, in nano-dollars; ``None`` if it reports none.
 
-    LiteLLM writes 0 both for a model whose price it does not know and before a
-    stream has begun, so that 0 says nothing here, nor does what is no amount.
+    LiteLLM sends 0 both for a model whose price it does not know and before a stream
+    has started, so 0 counts as unknown, and so does what is no amount.
     """
     if not header or _STATED_COST.fullmatch(header.strip()) is None:
         return None

@@ -1,7 +1,7 @@
-"""``Retries``: which retry a request is, for clients that do not say so in a header.
+"""``Retries``: the retry number of a request, for clients that send it in no header.
 
-Knows of an attempt's failed requests a fingerprint each, and nothing of their
-content: the same request sent again after it failed is its next retry.
+Keeps a fingerprint of each failed request of an attempt, and nothing of its content:
+the same request sent again after a failure is its next retry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from paidonce.usage import CallRecorder
+from paidonce.usage.recording import CallRecorder
 
 REMEMBERED_FAILURES: Final = 1_000
 _END_BYTES: Final = 2_048
@@ -27,19 +27,19 @@ def fingerprint(path: str, content: bytes) -> Fingerprint:
 
 
 class Retries:
-    """Failures in a row, by attempt and request."""
+    """Consecutive failures by attempt and request."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: WeakKeyDictionary[CallRecorder, dict[Fingerprint, int]] = WeakKeyDictionary()
 
     def number(self, recorder: CallRecorder, request: Fingerprint) -> int:
-        """How often this request has failed just before; 0 for a first one."""
+        """How often this request has just failed in a row; 0 for a first one."""
         failures = self._failures.get(recorder)
         return 0 if failures is None else failures.get(request, 0)
 
     def failed(self, recorder: CallRecorder, request: Fingerprint) -> None:
-        """It came to nothing."""
+        """The request failed."""
         with self._lock:
             failures = self._failures.setdefault(recorder, {})
             failures[request] = failures.pop(request, 0) + 1
@@ -47,20 +47,20 @@ class Retries:
                 del failures[next(iter(failures))]
 
     def answered(self, recorder: CallRecorder, request: Fingerprint) -> None:
-        """What is sent after this is a request of its own."""
+        """The request got a response; an equal one after it is a new request."""
         failures = self._failures.get(recorder)
         if failures:
             failures.pop(request, None)
 
 
 class HiddenRetries:
-    """Warns once for each provider whose client sends requests again by itself: tries of a step are counted by us."""
+    """Warns once per provider whose client retries by itself: the retries of a step are counted by us."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
     def tell(self, provider: str) -> None:
-        """A request of this provider's client was a retry of its own."""
+        """A request of this provider's client was the client's own retry."""
         if provider in self._told:
             return
         self._told.add(provider)

@@ -1,12 +1,12 @@
-"""Attribution in threads that a step starts: ``Thread.start`` and ``ThreadPoolExecutor.submit``.
+"""Attribution in threads that a step starts, through ``Thread.start`` and ``ThreadPoolExecutor.submit``.
 
-A new thread begins with an empty context, so that nobody would know whose
-calls it makes. While the capture is installed it is told the recorder, the
-tool, the step and its policies by whoever starts it, and nothing else of the
-starter's context. A pool's threads outlive the step that happened to start them: there
-each piece of work brings its own, and takes it away again.
+A new thread starts with an empty context, so its calls would belong to nobody.
+While the capture is installed, the thread inherits the recorder, the tool, the step
+and its policies from the thread that starts it, and nothing else of that context. A
+pool's threads outlive the step that happened to start them: there each piece of work
+brings its own attribution and removes it afterwards.
 
-Outside a step both are one look at a context variable.
+Outside a step both cost one look at a context variable.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, Final
 
-from paidonce.attempt_policies import attempt_policies
-from paidonce.current_step import CurrentStep, executing
-from paidonce.usage import CallRecorder, current_recorder, tool_stack
-from paidonce_workers.capture.faults import Faults
-from paidonce_workers.forked_bodies import call_in_this_process
+from paidonce.declarations.current_step import CurrentStep, executing
+from paidonce.policies.attempt_policies import attempt_policies
+from paidonce.usage.recording import CallRecorder, current_recorder, tool_stack
+from paidonce_workers.bodies.forked_bodies import call_in_this_process
+from paidonce_workers.capture.capture_errors import Faults
 
 OUR_THREADS: Final = "paidonce-"
-"""Threads of the worker's own machinery live longer than the step in which they happen to start."""
+"""Threads of the worker itself, which outlive the step in which they happen to start."""
 _NOTHING: Final = object()
 
 
@@ -40,7 +40,7 @@ class Attribution:
         self._step: CurrentStep | None = executing.get(None)
 
     def begin(self) -> None:
-        """From here to the end of this thread."""
+        """Set it from here to the end of this thread."""
         current_recorder.set(self._recorder)
         tool_stack.set(self._tools)
         attempt_policies.set(self._policies)
@@ -48,7 +48,7 @@ class Attribution:
             executing.set(self._step)
 
     def call(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Do a piece of work in a thread that goes on to other work."""
+        """Do one piece of work in a thread that will do other work afterwards."""
         recorder = current_recorder.set(self._recorder)
         tools = tool_stack.set(self._tools)
         policies = attempt_policies.set(self._policies)
@@ -64,16 +64,16 @@ class Attribution:
 
 
 class AttributedRun:
-    """Stands for a thread's ``run`` until it runs; called with the thread or without, bound or not.
+    """Replaces a thread's ``run`` until it runs; may be called with the thread or without, bound or not.
 
-    Sentry takes the function out of a bound method and calls it with the thread; others call what they find.
+    Sentry takes the function out of a bound method and calls it with the thread; others call the attribute as it is.
     """
 
     __slots__ = ("_attribution", "_faults", "_had", "_run")
 
     def __init__(self, thread: Any, attribution: Attribution, faults: Faults) -> None:
         run = thread.run
-        # The thread's own method without the thread, so that no cycle keeps it alive wherever a neighbour keeps us.
+        # Stores the unbound method, so that no cycle keeps the thread alive wherever another library keeps us.
         is_plain = type(run) is MethodType and run.__self__ is thread
         self._run: Callable[..., Any] = run.__func__ if is_plain else _Unbound(run)
         self._attribution = attribution
@@ -89,7 +89,7 @@ class AttributedRun:
         return self._run(thread, *args[1:], **kwargs)
 
     def withdraw(self, thread: Any) -> None:
-        """Give the instance its own ``run`` back, unless somebody else has put another there since."""
+        """Restore the instance's own ``run``, unless someone else has replaced it since."""
         if getattr(thread.__dict__.get("run"), "__func__", None) is not self:
             return
         if self._had is _NOTHING:
@@ -99,7 +99,7 @@ class AttributedRun:
 
 
 class _Unbound:
-    """A ``run`` that wants no thread: bound by somebody else, static, partial, or any callable on the instance."""
+    """A ``run`` that takes no thread: bound by someone else, static, partial, or any callable on the instance."""
 
     __slots__ = ("_run",)
 
@@ -111,7 +111,7 @@ class _Unbound:
 
 
 class ThreadTap:
-    """Taps the starting of threads for one installation. If it fails the thread starts all the same, unattributed."""
+    """Taps the starting of threads for one installation. If the tap fails, the thread starts anyway, unattributed."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -141,7 +141,7 @@ class ThreadTap:
         if recorder is None or not args:
             return call(*args, **kwargs)
         attribution = Attribution(recorder)
-        # A thread that the pool starts now must not take this step for its own.
+        # A thread that the pool starts now must not inherit this step.
         token = current_recorder.set(None)
         try:
             return call(attribution.call, *args, **kwargs)

@@ -1,7 +1,6 @@
-"""Running a step apart from all others, once it is suspected of killing the process that it runs in.
+"""Runs a step's body in a separate process, once the step is suspected of killing the process that runs it.
 
-    worker -> hosts -> host_process ~> host_program -> hosting -> child ~> isolated_body
+    executor -> child ~> body_process ~> isolated_body
 
-A suspect is never claimed by the worker, which may die of another step at any moment: its message goes on to a host,
-a process that claims and executes it like a worker and runs no user code itself. ``~>`` begins a process.
+``messages`` defines what the two sides send each other, ``frames`` how it passes the pipe. ``~>`` starts a process.
 """

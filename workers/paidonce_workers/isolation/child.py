@@ -1,9 +1,9 @@
-"""Running one step's body in a process of its own, so that a step that kills its process condemns only itself.
+"""Runs one step's body in a separate process, so that a step that kills its process affects only itself.
 
-    whoever waits -> ``python -m paidonce_workers.isolated`` -> the body's process
+        the waiting process -> ``python -m`` body_process -> the body's process
 
-The claim, the calls and the answer travel through pipes, pickled between processes of the same code. They form a
-session of their own: a body that signals its process group reaches nobody else. They die with whoever waits.
+The claim, the calls and the result travel through pipes, pickled between processes of the same code. The two processes
+form a session: a body that signals its process group reaches nothing else. They die with the process that waits.
 """
 
 from __future__ import annotations
@@ -16,64 +16,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from paidonce.policies import Failure
-from paidonce.usage import CallRecorder
+from paidonce.usage.recording import CallRecorder
 from paidonce_models.errors import PaidonceError
-from paidonce_models.masking import current_masker
 from paidonce_models.pricing import PriceRow
-from paidonce_models.store.claims import Claim
-from paidonce_models.usage import CallRecord
-from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt
+from paidonce_models.privacy.masking import current_masker
+from paidonce_models.store.steps.claims import Claim
+from paidonce_workers.bodies.blocked_attempts import AttemptBlocked, BlockedAttempt
+from paidonce_workers.isolation import body_process
 from paidonce_workers.isolation.frames import WORD_BYTES, FrameReader
+from paidonce_workers.isolation.messages import MASKED_NAMES, ErrorInChild, Message, Task
 
 POLL_SECONDS: Final = 0.2
 END_SECONDS: Final = 5.0
-"""What a child may take to end after its answer; threads that the body left behind go no further."""
+"""Seconds that a child may take to end after its result; threads that the body left behind are killed with it."""
 KILL_SECONDS: Final = 2.0
-MASKED_NAMES: Final = "PAIDONCE_MASKED_NAMES"
-TELL_SECONDS: Final = 1.0
-"""What a step spends is known to the process that renews its lease, and does not die with the child."""
 READ_BYTES: Final = 1 << 18
 
 
 class ChildDied(PaidonceError):
-    """The child process that ran a step alone ended without an answer."""
+    """The child process that ran a step alone ended without a result."""
 
     code = "child_died"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the child is told. ``word`` marks what it answers."""
-
-    claim: Claim
-    modules: tuple[str, ...]
-    provider_hosts: tuple[tuple[str, str], ...]
-    price_rows: tuple[PriceRow, ...]
-    word: bytes
-
-
-@dataclass(frozen=True)
-class ErrorInChild:
-    """What the body raised, with its traceback as text, and what kind of failure it is to policies.
-
-    The exception and its classes do not leave the child.
-    """
-
-    error: dict[str, object]
-    traceback: str
-    failure: Failure
-
-
-@dataclass(frozen=True)
-class Message:
-    """What the child tells: calls that have finished since the last one, and at the end what the body came to."""
-
-    calls: list[CallRecord]
-    answer: bytes | ErrorInChild | BlockedAttempt | None = None
 
 
 class ChildError(Exception):
@@ -93,7 +59,7 @@ def run_in_child(
     price_rows: tuple[PriceRow, ...],
     recorder: CallRecorder,
 ) -> bytes:
-    """The JSON of what the body returned. Raises ``ChildDied`` or the body's error; an interrupt kills the child."""
+    """The body's result as JSON. Raises ``ChildDied`` or the body's error; an interrupt kills the child."""
     task = Task(
         claim=replace(claim, arguments=bytes(claim.arguments)),
         modules=modules,
@@ -140,7 +106,7 @@ def describe_end(status: int) -> str:
 
 def _begin(answers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "paidonce_workers.isolated", str(os.getpid()), str(answers)],
+        [sys.executable, "-m", body_process.__name__, str(os.getpid()), str(answers)],
         stdin=subprocess.PIPE,
         pass_fds=(answers,),
         start_new_session=True,
@@ -158,19 +124,19 @@ def _hand(child: subprocess.Popen[bytes], task: bytes) -> None:
     try:
         child.stdin.write(task)
         child.stdin.flush()
-    except BrokenPipeError:  # it has ended; how, is seen below
+    except BrokenPipeError:  # it has ended; the code below finds out how
         return
 
 
 def _answer(
     child: subprocess.Popen[bytes], answers: int, word: bytes, recorder: CallRecorder
 ) -> bytes | ErrorInChild | BlockedAttempt | None:
-    """What the body came to, ``None`` if the child ended without saying; its calls are taken over as they come."""
+    """The body's end, ``None`` if the child ended without reporting it; its calls are recorded as they arrive."""
     frames = FrameReader(word)
     for data in _read(child, answers):
         for content in frames.feed(data):
             message: Message = pickle.loads(content)
-            recorder.take_over(message.calls)
+            recorder.take_over(message.calls, message.awaited)
             if message.answer is not None:
                 return message.answer
     return None
@@ -179,11 +145,11 @@ def _answer(
 def _read(child: subprocess.Popen[bytes], answers: int) -> Iterator[bytes]:
     """What comes through the pipe until it is closed or the child has ended.
 
-    Processes that the body has left behind may keep the pipe open for ever.
+    Processes that the body left behind may keep the pipe open for ever.
     """
     ended = False
     while True:
-        # In small waits, so that an interrupt of this thread strikes between two of them.
+        # In short waits, so that an interrupt of this thread can strike between two of them.
         readable, _, _ = select.select([answers], [], [], 0 if ended else POLL_SECONDS)
         if readable:
             data = os.read(answers, READ_BYTES)
@@ -193,11 +159,11 @@ def _read(child: subprocess.Popen[bytes], answers: int) -> Iterator[bytes]:
         elif ended:
             return
         else:
-            ended = _is_over(child)  # what it has written before is read in the next round
+            ended = _is_over(child)  # what it wrote before is read in the next round
 
 
 def _is_over(child: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended; it is not reaped by the question, where the system can answer without."""
+    """Whether it has ended; does not reap it where the system can tell without."""
     if child.returncode is not None or not hasattr(os, "waitid"):
         return child.poll() is not None
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
@@ -213,13 +179,13 @@ def _has_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def _end(child: subprocess.Popen[bytes], *, and_all_it_began: bool) -> None:
-    """Make sure that the child is gone; what a body that died has left behind in its session goes with it."""
+    """Make sure that the child is gone, and with it whatever a dead body left behind in its session."""
     if not _is_over(child):
         child.terminate()  # it kills the body and reaps it
         _has_ended(child, KILL_SECONDS)
     if and_all_it_began:
         try:
-            os.killpg(child.pid, signal.SIGKILL)  # not reaped yet: its number is no other group's
+            os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so its number cannot be another group's
         except (ProcessLookupError, PermissionError):  # nobody is left of it
             pass
     if child.poll() is None:

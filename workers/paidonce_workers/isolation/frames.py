@@ -1,9 +1,8 @@
-"""Messages from an isolated body to whoever waits for it, over a pipe that the body may write into or close.
+"""Frames from an isolated body to the process that waits for it, over a pipe that the body may write to or close.
 
-The body is user code in the same process: it may close every descriptor it finds, open a file of its own under the
-number that the pipe had, or write into the pipe by mistake. So a frame carries a word that only the two sides know and
-a digest of what it holds, whatever is not a frame is passed over, and a sender looks before it writes whether the
-descriptor still is the pipe.
+The body is user code in the same process: it may close every descriptor it finds, open a file under the pipe's number,
+or write to the pipe by mistake. So a frame starts with a secret word and a digest of its content, the reader skips
+everything that is not a frame, and before it writes, the sender checks whether the descriptor still is the pipe.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ _HEAD: Final = struct.Struct(">Q32s")
 
 
 class FrameReader:
-    """Finds the frames in what has been read so far."""
+    """Finds the frames in what was read so far."""
 
     def __init__(self, word: bytes) -> None:
         self._word = word
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what was read; gives the content of each frame that is complete."""
+        """Add what was read; yields the content of each complete frame."""
         self._buffer += data
         while (content := self._next()) is not None:
             yield content
@@ -35,7 +34,7 @@ class FrameReader:
         while True:
             begins = self._buffer.find(self._word)
             if begins < 0:
-                # Junk, but for what may be the first bytes of the word.
+                # Junk, except for what may be the first bytes of the word.
                 del self._buffer[: max(0, len(self._buffer) - len(self._word) + 1)]
                 return None
             del self._buffer[:begins]
@@ -49,11 +48,11 @@ class FrameReader:
             if hashlib.sha256(content).digest() == digest:
                 del self._buffer[: after_head + size]
                 return content
-            del self._buffer[: len(self._word)]  # something was written in between: the next word may still be whole
+            del self._buffer[: len(self._word)]  # something was written in between: the next word may still be intact
 
 
 class FrameWriter:
-    """Writes frames into a pipe that is found again where user code has closed it."""
+    """Writes frames to a pipe, and reopens it if user code has closed it."""
 
     def __init__(self, word: bytes, descriptor: int, keeper_pid: int) -> None:
         """``keeper_pid`` is a process that keeps the same pipe open under the same number."""
@@ -63,9 +62,9 @@ class FrameWriter:
         self._pipe = _identity(descriptor)
 
     def write(self, content: bytes) -> None:
-        """Send one frame. Raises ``OSError`` where the pipe is closed for good or nobody reads."""
+        """Send one frame. Raises ``OSError`` if the pipe is closed for good or has no reader."""
         if _identity(self._descriptor) != self._pipe:
-            # A file of the body's own may have this number now: it must be left alone.
+            # A file of the body may have this number now: leave it alone.
             self._descriptor = os.open(self._again, os.O_WRONLY | os.O_CLOEXEC)
             if _identity(self._descriptor) != self._pipe:
                 raise OSError("the pipe for the answer was closed and cannot be found again")

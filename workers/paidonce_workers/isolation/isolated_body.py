@@ -1,4 +1,4 @@
-"""A body in a process of its own: reads a claim, runs the body, writes the answer. See ``child`` for the other side."""
+"""A body in its own process: reads a claim, runs the body, writes the result. ``child`` is the other side."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import time
 from functools import partial
 from typing import Any, Final
 
-from paidonce.module_loading import load_modules
+from paidonce.configuration.module_loading import load_modules
+from paidonce.declarations.registry import default_registry
 from paidonce.policies import describe_failure
-from paidonce.registry import default_registry
-from paidonce.usage import CallRecorder
+from paidonce.usage.recording import CallRecorder
 from paidonce.user_errors import error_of, traceback_of
-from paidonce_models.masking import mask_names
 from paidonce_models.pricing import PriceBook
-from paidonce_models.safe_logs import keep_reports_quiet, safe_trace
-from paidonce_workers.blocked_attempts import AttemptBlocked, BlockedAttempt, not_held
+from paidonce_models.privacy.masking import mask_names
+from paidonce_models.privacy.safe_logs import keep_reports_quiet, safe_trace
+from paidonce_models.usage import CallRecord
+from paidonce_workers.bodies.blocked_attempts import AttemptBlocked, BlockedAttempt, not_held
+from paidonce_workers.bodies.declared_body import run_declared
+from paidonce_workers.bodies.forked_bodies import await_in_this_process, call_in_this_process
 from paidonce_workers.capture import install
-from paidonce_workers.declared_body import run_declared
-from paidonce_workers.forked_bodies import await_in_this_process, call_in_this_process
-from paidonce_workers.isolation.child import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
 from paidonce_workers.isolation.frames import FrameWriter
+from paidonce_workers.isolation.messages import MASKED_NAMES, TELL_SECONDS, ErrorInChild, Message, Task
 
 NO_WAY_TO_ANSWER: Final = 70
-"""Exit status where the body has left no way to tell what it came to."""
+"""Exit status if the body left no way to report its result."""
 
 
 def run(answers: int, keeper: int) -> None:
-    """Run one step and end. ``answers`` is the pipe, which the process ``keeper`` keeps open, too."""
+    """Run one step and end. ``answers`` is the pipe, which the process ``keeper`` also keeps open."""
     keep_reports_quiet()
     sys.excepthook = lambda _kind, error, _trace: print(safe_trace(error), file=sys.stderr)
     mask_names(os.environ.get(MASKED_NAMES, "").split(","))
@@ -63,7 +64,7 @@ def run(answers: int, keeper: int) -> None:
     try:
         teller.tell(answer)
     except OSError as error:
-        print(f"paidonce: the answer of {task.claim.name} is lost: {error}", file=sys.__stderr__)
+        print(f"paidonce: the result of {task.claim.name} is lost: {error}", file=sys.__stderr__)
         os._exit(NO_WAY_TO_ANSWER)
 
 
@@ -71,13 +72,13 @@ def _die_with_parent(stdin: int) -> None:
     try:
         while os.read(stdin, 4096):
             continue
-    except OSError:  # the body has closed it; on Linux the kernel watches as well
+    except OSError:  # the body closed it; on Linux the kernel watches as well
         return
     os._exit(1)
 
 
 class Teller:
-    """Tells the parent what the body came to, and every second the calls that it has finished."""
+    """Reports the body's end to the parent, and every second the calls that have finished."""
 
     def __init__(self, answers: FrameWriter, recorder: CallRecorder) -> None:
         self._answers = answers
@@ -86,19 +87,21 @@ class Teller:
         threading.Thread(target=self._tell_calls, name="paidonce-calls", daemon=True).start()
 
     def tell(self, answer: bytes | ErrorInChild | BlockedAttempt) -> None:
-        """The end of the body, with the calls that were not told of before."""
+        """Report the end of the body, with the calls that were not reported yet."""
         with self._lock:
             self._answers.write(pickle.dumps(Message(self._recorder.drain(), answer)))
 
     def _tell_calls(self) -> None:
+        told: list[CallRecord] = []
         while True:
             time.sleep(TELL_SECONDS)
             with self._lock:
+                awaited = self._recorder.awaited()
                 calls = self._recorder.begin_flush()
                 written = False
                 try:
-                    if calls:
-                        self._answers.write(pickle.dumps(Message(calls)))
-                    written = True
+                    if calls or awaited != told:
+                        self._answers.write(pickle.dumps(Message(calls, awaited=awaited)))
+                    told, written = awaited, True
                 finally:
                     self._recorder.end_flush(calls, written=written)

@@ -1,4 +1,4 @@
-"""What follows a failed attempt: another try after a wait, sleep until its circuit may have healed, or the end.
+"""What follows a failed attempt: a retry after a wait, parking until its circuit may have closed, or the end.
 
 Pure.
 """
@@ -18,11 +18,11 @@ NEVER_ARRIVED = frozenset(
         *("ClientConnectorError", "NewConnectionError", "ConnectTimeoutError"),  # aiohttp, urllib3
     }
 )
-"""Kinds of failures in which the other side was never reached: what is not idempotent may be tried again."""
+"""Kinds of failures in which the other side was never reached: a retry is safe even if the step is not idempotent."""
 
 
 class Follows(StrEnum):
-    """What is done."""
+    """The kinds of consequence."""
 
     RETRY = "retry"
     PARK = "park"
@@ -32,7 +32,7 @@ class Follows(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What is done; ``wait_seconds`` of a retry."""
+    """The consequence, with ``wait_seconds`` for a retry."""
 
     follows: Follows
     wait_seconds: float = 0.0
@@ -40,8 +40,8 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProviderFailure:
-    """The last request of the attempt to a provider has failed, as its circuit counts failures, and whoever finds
-    that circuit open is put aside. ``is_open`` is the circuit now, ``was_probe`` the request."""
+    """The attempt's last provider request failed, by the rules of its circuit, and the policy parks steps while that
+    circuit is open. ``is_open`` is the circuit's state now; ``was_probe`` is about the request."""
 
     was_probe: bool
     is_open: bool
@@ -59,14 +59,14 @@ def decide(
     provider: ProviderFailure | None = None,
     uniform: Callable[[float, float], float],
 ) -> Decision:
-    """``failures`` counts this one; ``elapsed_seconds`` is since the first claim, without parked time. ``was_probe``
-    says whether the attempt was one for the step's own circuit, ``is_open`` whether that is open now, after this
+    """``failures`` includes this one; ``elapsed_seconds`` is since the first claim, without parked time. ``was_probe``
+    is whether the attempt was a probe of the step's own circuit, ``is_open`` whether that circuit is open after this
     failure.
 
-    A probe that failed has shown that the circuit stays open: it was sent on behalf of all that wait, so its step
-    goes back to them and it does not count. The same holds for the last try of a step that has retries, if its
-    failure has opened the circuit or has come when it was open: the outage shall not cost the run. Whether the
-    circuit is the step's or its provider's makes no difference.
+    A probe that failed has shown that the circuit must stay open. It ran on behalf of all parked steps, so its step
+    is parked again and the failure does not count. The same holds for the last try of a step that has retries, if
+    its failure opened the circuit or came while it was open: an outage must not cost the run. It makes no difference
+    whether the circuit is the step's or its provider's.
     """
     may_repeat = idempotent or not failure.kinds.isdisjoint(NEVER_ARRIVED)
     is_covered = policy.retry.covers(failure)

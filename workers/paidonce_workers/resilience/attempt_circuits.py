@@ -1,37 +1,36 @@
-"""The circuits of an attempt under way: tools that its body calls inline, and its requests to providers.
+"""The circuits of a running attempt: tools that its body calls inline, and its requests to providers.
 
 Found through a context variable, which follows ``async`` code, ``asyncio.to_thread`` and the threads that a step
-starts. An inline call raises ``CircuitOpen`` where its circuit is open; it is tried again in place, for a few seconds
-at most, as its policy says.
+starts. An inline call raises ``CircuitOpen`` if its circuit is open; it is retried in place, for a few seconds at most,
+as its policy says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
+from paidonce.declarations.registry import AnyStep
 from paidonce.policies import BreakerPolicy, ResolvedPolicy, describe_failure
-from paidonce.registry import AnyStep
 from paidonce_models.errors import CircuitOpen
-from paidonce_workers.breakers import NEUTRAL, SUCCESS, Admission, Outcome, failure
+from paidonce_workers.breakers import NEUTRAL, SUCCESS, Admission, CircuitBreakers, Guard, Outcome, failure
+from paidonce_workers.resilience.clocks_and_chance import Timing
 from paidonce_workers.resilience.step_circuits import Gate, Refused, StepCircuits
 
 T = TypeVar("T")
 
 LONGEST_REPORT_SECONDS: Final = 0.5
-"""No call is delayed by Redis for longer."""
+"""No call is delayed by Redis for longer, in seconds."""
 
 
 class AttemptCircuits:
-    """Stands for one attempt. Safe to use from the threads and tasks of its body."""
+    """The circuits of one attempt. Safe to use from the threads and tasks of its body."""
 
     def __init__(
         self, circuits: StepCircuits, declaration: AnyStep, gate: Gate, *, inline_retry_seconds: float
@@ -40,18 +39,19 @@ class AttemptCircuits:
         self._declaration = declaration
         self._gate = gate
         self._inline_retry_seconds = inline_retry_seconds
+        self._timing = circuits.timing
         self._lock = threading.Lock()
         self.refused_calls = 0
-        """Calls that its body wanted to make and that an open circuit refused."""
+        """The number of calls of its body that an open circuit refused."""
         self.refused_by_provider: Refused | None = None
         self._failed_request: FailedRequest | None = None
 
     # -- inline tools ------------------------------------------------------------------
 
     def call(self, declaration: AnyStep, body: Callable[[], T]) -> T:
-        """A ``def`` tool inline, under its policy."""
+        """Call a ``def`` tool inline, under its policy."""
         policy = self._circuits.policy_of(declaration)
-        tries = _Tries(policy, self._inline_retry_seconds)
+        tries = _Tries(policy, self._inline_retry_seconds, self._timing)
         while True:
             try:
                 with self._guarded(policy, declaration):
@@ -63,16 +63,16 @@ class AttemptCircuits:
                 wait_seconds = self._put_off(policy, tries, error)
                 if wait_seconds is None:
                     raise
-            time.sleep(wait_seconds)
+            self._timing.sleep(wait_seconds)
 
     async def call_async(self, declaration: AnyStep, body: Callable[[], Awaitable[T]]) -> T:
-        """An ``async def`` tool inline, or a ``def`` tool in a thread, under its policy."""
+        """Call an ``async def`` tool inline, or a ``def`` tool in a thread, under its policy."""
         policy = self._circuits.policy_of(declaration)
-        tries = _Tries(policy, self._inline_retry_seconds)
+        tries = _Tries(policy, self._inline_retry_seconds, self._timing)
         while True:
             try:
                 async with (
-                    self._guarded_async(policy, declaration),
+                    self._guarded(policy, declaration),
                     asyncio.timeout(policy.policy.timeout.attempt_seconds),
                 ):
                     return await body()
@@ -83,22 +83,16 @@ class AttemptCircuits:
                 wait_seconds = self._put_off(policy, tries, error)
                 if wait_seconds is None:
                     raise
-            await asyncio.sleep(wait_seconds)
+            await self._timing.sleep_async(wait_seconds)
 
-    def _guarded(self, policy: ResolvedPolicy, declaration: AnyStep) -> AbstractContextManager[Any]:
-        breakers, breaker = self._circuits.breakers, policy.policy.breaker
-        if breakers is None or breaker is None:
-            return nullcontext()
-        return breakers.guard(policy.circuit, breaker, target=declaration.name)
-
-    def _guarded_async(self, policy: ResolvedPolicy, declaration: AnyStep) -> AbstractAsyncContextManager[Any]:
+    def _guarded(self, policy: ResolvedPolicy, declaration: AnyStep) -> Guard | nullcontext[None]:
         breakers, breaker = self._circuits.breakers, policy.policy.breaker
         if breakers is None or breaker is None:
             return nullcontext()
         return breakers.guard(policy.circuit, breaker, target=declaration.name)
 
     def _put_off(self, policy: ResolvedPolicy, tries: _Tries, error: Exception) -> float | None:
-        """How long to wait before the tool is tried again in place; ``None``: not."""
+        """Seconds to wait before the tool is retried in place; ``None``: no retry."""
         breakers, budget = self._circuits.breakers, policy.policy.retry_budget
         wait_seconds = tries.wait_after(error)
         if wait_seconds is None or breakers is None or budget is None:
@@ -113,7 +107,7 @@ class AttemptCircuits:
 
     @property
     def failed_request(self) -> FailedRequest | None:
-        """The last request to a provider whose circuit is watched, if it failed."""
+        """The last request to a provider with a watched circuit, if it failed."""
         with self._lock:
             return self._failed_request
 
@@ -122,16 +116,15 @@ class AttemptCircuits:
             self._failed_request = failed
 
     def request(self, provider: str) -> ProviderRequest | None:
-        """A request to a provider is about to be sent; ``None`` where nobody watches its circuit."""
+        """A request to a provider is about to be sent; ``None`` if its circuit is not watched."""
         policy = self._circuits.policy_of_provider(provider, self._declaration)
-        if self._circuits.breakers is None or policy.policy.breaker is None:
-            return None
-        return ProviderRequest(self, policy, policy.policy.breaker)
+        breakers, breaker = self._circuits.breakers, policy.policy.breaker
+        return None if breakers is None or breaker is None else ProviderRequest(self, breakers, policy, breaker)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedRequest:
-    """A request to a provider that failed, as the provider's circuit counts failures."""
+    """A request to a provider that failed, by the rules of the provider's circuit."""
 
     policy: ResolvedPolicy
     breaker: BreakerPolicy
@@ -139,37 +132,39 @@ class FailedRequest:
     reported: Future[None]
 
     def wait_until_reported(self) -> None:
-        """Until its circuit has heard of it, but no longer than anybody waits for Redis."""
-        is_reported = threading.Event()  # the breakers' futures are not made to be waited for
-        self.reported.add_done_callback(lambda _: is_reported.set())
-        is_reported.wait(LONGEST_REPORT_SECONDS)
+        """Wait until its circuit has recorded it, but no longer than any call waits for Redis."""
+        wait([self.reported], LONGEST_REPORT_SECONDS)
 
 
 class ProviderRequest:
     """One request to a provider under its circuit."""
 
-    def __init__(self, attempt: AttemptCircuits, policy: ResolvedPolicy, breaker: BreakerPolicy) -> None:
+    def __init__(
+        self, attempt: AttemptCircuits, breakers: CircuitBreakers, policy: ResolvedPolicy, breaker: BreakerPolicy
+    ) -> None:
         self._attempt = attempt
+        self._breakers = breakers
         self._policy = policy
         self._breaker = breaker
         self._admission: Admission | None = None
 
     def begin(self) -> None:
-        """Raises ``CircuitOpen`` if it may not be sent. Waits for Redis in this thread."""
-        self._admitted(self._admit())
+        """Raises ``CircuitOpen`` if it may not be sent. Blocks this thread on Redis."""
+        held = self._attempt._gate.take(self._policy.circuit)
+        if held is None:
+            held = self._breakers.admit(self._policy.circuit, self._breaker, token=uuid.uuid4().hex, owner=self)
+        self._admitted(held)
 
     async def begin_async(self) -> None:
-        """The same from an event loop, which does not wait."""
-        asking: Future[Admission] = self._shared.threads.submit(self._admit)
-        try:
-            admission = await asyncio.wrap_future(asking)
-        except BaseException:
-            asking.add_done_callback(self._give_up)
-            raise
-        self._admitted(admission)
+        """The same from an event loop, which is not blocked."""
+        held = self._attempt._gate.take(self._policy.circuit)
+        if held is None:
+            token = uuid.uuid4().hex
+            held = await self._breakers.admit_async(self._policy.circuit, self._breaker, token=token, owner=self)
+        self._admitted(held)
 
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """The answer's head is here."""
+        """The response's head has arrived."""
         if status < 400:
             self._attempt._note_end(None)
             self._report(SUCCESS)
@@ -177,7 +172,7 @@ class ProviderRequest:
             self.failed(ErrorStatus(status, headers))
 
     def failed(self, error: BaseException) -> None:
-        """There was no answer."""
+        """There was no response."""
         if not isinstance(error, Exception):
             self._report(NEUTRAL)
             return
@@ -191,22 +186,6 @@ class ProviderRequest:
             FailedRequest(policy=self._policy, breaker=self._breaker, was_probe=admission.is_probe, reported=reported)
         )
 
-    @property
-    def _shared(self) -> Any:
-        breakers = self._attempt._circuits.breakers
-        if breakers is None:
-            raise RuntimeError("breakers are switched off")
-        return breakers.breaker(self._policy.circuit, self._breaker)
-
-    def _admit(self) -> Admission:
-        held = self._attempt._gate.take(self._policy.circuit)
-        if held is not None:
-            return held
-        admission: Admission = self._attempt._circuits.breakers.admit(  # type: ignore[union-attr]  # looked at in request
-            self._policy.circuit, self._breaker, token=uuid.uuid4().hex
-        )
-        return admission
-
     def _admitted(self, admission: Admission) -> None:
         if admission.is_admitted:
             self._admission = admission
@@ -216,21 +195,14 @@ class ProviderRequest:
         self._attempt.refused_by_provider = refused
         raise refused.error
 
-    def _give_up(self, asking: Future[Admission]) -> None:
-        if not asking.cancelled() and asking.exception() is None and asking.result().is_admitted:
-            self._shared.threads.submit(self._shared.report, asking.result(), NEUTRAL)
-
     def _report(self, outcome: Outcome) -> Future[None] | None:
-        """In a thread of the breakers': the answer is the user's, and does not wait."""
+        """Report in a thread of the breakers, so that the user's response is not delayed."""
         admission, self._admission = self._admission, None
-        if admission is None:
-            return None
-        reported: Future[None] = self._shared.threads.submit(self._shared.report, admission, outcome)
-        return reported
+        return None if admission is None else self._breakers.report_soon(admission, outcome)
 
 
 class ErrorStatus(Exception):
-    """An answer whose status says that something went wrong, as failures are described."""
+    """A response with an error status, as an exception for classification."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(status)
@@ -241,10 +213,11 @@ class ErrorStatus(Exception):
 class _Tries:
     """The tries of one inline call."""
 
-    def __init__(self, policy: ResolvedPolicy, longest_seconds: float) -> None:
+    def __init__(self, policy: ResolvedPolicy, longest_seconds: float, timing: Timing) -> None:
         self._policy = policy.policy
+        self._timing = timing
         self._failures = 0
-        self._until = time.monotonic() + longest_seconds
+        self._until = timing.monotonic() + longest_seconds
 
     def wait_after(self, error: Exception) -> float | None:
         self._failures += 1
@@ -252,7 +225,7 @@ class _Tries:
         retry = self._policy.retry
         if self._failures >= retry.max_attempts or not retry.covers(found):
             return None
-        return self.within_time(retry.delay_seconds(self._failures, random.uniform, found.retry_after_seconds))
+        return self.within_time(retry.delay_seconds(self._failures, self._timing.uniform, found.retry_after_seconds))
 
     def within_time(self, wait_seconds: float) -> float | None:
-        return wait_seconds if time.monotonic() + wait_seconds <= self._until else None
+        return wait_seconds if self._timing.monotonic() + wait_seconds <= self._until else None

@@ -1,4 +1,4 @@
-"""Which provider a step calls, learned from what it has called: for steps that do not declare one."""
+"""Learns which provider a step calls from its calls, for steps that do not declare one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StoreError
 from paidonce_models.store.queries import last_provider_of
 from paidonce_models.usage import CallRecord
@@ -17,7 +17,7 @@ ASK_AGAIN_SECONDS = 60.0
 
 
 class LearnedProviders:
-    """Remembers by agent and step; asks the store where this process has not seen the step yet. Thread-safe."""
+    """Remembers by agent and step; reads the store if this process has not seen the step yet. Thread-safe."""
 
     def __init__(self, database: Database, namespace: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._database = database
@@ -27,7 +27,7 @@ class LearnedProviders:
         self._known: dict[tuple[str, str], tuple[str | None, float]] = {}
 
     def note(self, agent: str, step: str, calls: Sequence[CallRecord]) -> None:
-        """A step has made these calls; the last that names a provider counts."""
+        """Record the calls of a step; the last one that names a provider counts."""
         for call in reversed(calls):
             if call.provider is not None and call.tool is None:
                 with self._lock:
@@ -35,7 +35,7 @@ class LearnedProviders:
                 return
 
     def of(self, agent: str, step: str) -> str | None:
-        """The provider of the step's newest call; ``None`` while nobody knows."""
+        """The provider of the step's newest call; ``None`` while it is unknown."""
         found = self._known.get((agent, step))
         now = self._monotonic()
         if found is not None and now < found[1]:

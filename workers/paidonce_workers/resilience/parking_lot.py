@@ -1,12 +1,12 @@
-"""Letting go the steps that wait for open circuits; a part of the sweep of a shard.
+"""Releases the steps that wait for open circuits; a part of the sweep of a shard.
 
-While a circuit is open nothing of it moves. When its time is over a step that waits for it is sent, each in its turn:
-its delivery asks the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first,
-so that what has just healed is not knocked over.
+While a circuit is open, none of its steps moves. When its time is over, one of them is sent: its delivery acquires
+permission from the circuit, and is the probe. Once the circuit is closed the others follow in a ramp, oldest first, so
+that the recovered dependency is not overloaded again.
 
-Redis may be flushed: a circuit that steps wait for and that Redis has never seen move was forgotten. It is made
-half-open, so that again one of them finds out for all. If Redis is away each step's own due time decides: what is let
-go then is held up by the breakers that the processes keep themselves.
+Redis may be flushed. If steps wait for a circuit of which Redis has no history, it was forgotten. It is made half-open,
+so that again one step finds out for all. While Redis is away, each step's own due time decides, and the local breakers
+of the processes limit what is released then.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from paidonce_models.database import Database
+from paidonce_models.database.transactions import Database
 from paidonce_models.errors import CircuitStoreUnreachable
-from paidonce_models.store.messages import Message
-from paidonce_models.store.parked_steps import (
+from paidonce_models.store.circuits.parked_steps import (
     KnownOpen,
     ParkedAt,
     ParkedKey,
@@ -30,27 +29,28 @@ from paidonce_models.store.parked_steps import (
     postpone_parked,
     unpark_step,
 )
+from paidonce_models.store.messages import Message
 from paidonce_workers.breakers import CircuitBreakers, CircuitState, CircuitStatus
 
 FIRST_OF_RAMP = 4
 MOST_OF_RAMP = 500
-"""So many are let go in the first sweep after a circuit has closed, twice as many in each that follows, up to this."""
+"""So many are released in the first sweep after a circuit has closed, twice as many in each next one, up to this."""
 HALF_OPEN_SECONDS = 0.001
-"""A circuit that is open for so short a time lets the next call through as a probe."""
+"""A circuit opened for so short a time permits the next call as a probe."""
 
 
 class ParkingLot:
-    """What waits in the shards that one worker leads."""
+    """The parked steps of the shards that one worker leads."""
 
     def __init__(self, database: Database, namespace: str, breakers: CircuitBreakers | None) -> None:
-        """``breakers`` ``None``: they are switched off now, and nothing has to wait any more."""
+        """``breakers`` ``None``: breakers are switched off now, and no step has to wait any more."""
         self._database = database
         self._namespace = namespace
         self._breakers = breakers
         self._ramps: dict[tuple[int, str], int] = {}
 
     def sweep(self, shard: int) -> list[Message]:
-        """Schedule what may be tried, and tell the agents of what has waited too long."""
+        """Schedule what may be tried, and raise in the agents of steps that have waited too long."""
         with self._database.read() as connection:
             waiting = circuits_with_parked_steps(connection, namespace=self._namespace, shard=shard)
         self._ramps = {key: size for key, size in self._ramps.items() if key[1] in {at.circuit for at in waiting}}
@@ -78,7 +78,7 @@ class ParkingLot:
         return messages
 
     def _states(self) -> Mapping[str, CircuitStatus] | None:
-        """What Redis remembers; ``None`` if it is away."""
+        """The circuits in Redis; ``None`` if it is away."""
         if self._breakers is None:
             return {}
         try:
@@ -87,12 +87,12 @@ class ParkingLot:
             return None
 
     def _ask_anew(self, breakers: CircuitBreakers, shard: int, at: ParkedAt) -> list[Message]:
-        """Let one step find out how a circuit stands that Redis has forgotten."""
+        """Let one step probe a circuit that Redis has forgotten."""
         try:
             breakers.force_open(at.circuit, HALF_OPEN_SECONDS, reason="Redis had forgotten it, and steps wait for it")
         except CircuitStoreUnreachable:
-            return []  # the next sweep finds it away
-        time.sleep(2 * HALF_OPEN_SECONDS)  # a probe that came before that was over would be refused and parked again
+            return []  # Redis is away, which the next sweep will see
+        time.sleep(2 * HALF_OPEN_SECONDS)  # an earlier probe would be refused and parked again
         return self._probe(shard, at)
 
     def _ramp(self, shard: int, at: ParkedAt, *, due_only: bool) -> list[Message]:
@@ -136,12 +136,12 @@ class ParkingLot:
 
 
 def is_forgotten(status: CircuitStatus | None) -> bool:
-    """Whether a circuit that steps wait for has lost its history: each move leaves a reason behind."""
+    """Whether a circuit that steps wait for has lost its history: each move leaves a reason."""
     return status is None or (status.state is CircuitState.CLOSED and not status.reason)
 
 
 def _known_open(states: Mapping[str, CircuitStatus]) -> dict[str, KnownOpen]:
-    """The open circuits; of one that is half-open nobody can say when it is tried again."""
+    """The open circuits; of a half-open one the next try is unknown."""
     return {
         status.circuit: KnownOpen(since=status.since, retry_at=status.retry_at)
         for status in states.values()
@@ -150,7 +150,7 @@ def _known_open(states: Mapping[str, CircuitStatus]) -> dict[str, KnownOpen]:
 
 
 def open_seconds(status: CircuitStatus) -> float:
-    """How much longer the circuit stays open, by the clock that says so; endless if only a person closes it."""
+    """How much longer the circuit stays open, by the clock of the status; infinite if only a person closes it."""
     if status.state is not CircuitState.OPEN:
         return 0.0
     if status.retry_at is None:

@@ -1,8 +1,8 @@
-"""The circuits of a step, asked before its claim: while one of them is open there is no attempt.
+"""The circuits of a step, asked before its claim: while one of them is open, no attempt starts.
 
-A tool, or a step that a policy names, has a circuit of its own. A step that calls a provider whose circuit is
-watched asks that one too: its provider is declared, or learned from what the step has called. A ``Gate`` is the
-answer for one delivery; whoever is let through tells it how the attempt ended.
+A tool, or a step that a policy names, has its own circuit. A step that calls a provider with a watched circuit needs
+permission from that one too; its provider is declared, or learned from its calls. A ``Gate`` is the result for one
+delivery; a permitted delivery reports to it how the attempt ended.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from paidonce.policies import BreakerPolicy, Failure, PolicyBook, ResolvedPolicy, leaves_of
+from paidonce.declarations.registry import AnyStep
+from paidonce.policies import BreakerPolicy, Failure, ResolvedPolicy
 from paidonce.policies.failures import class_name
 from paidonce.policies.policy import WhenOpen
-from paidonce.registry import AnyStep
+from paidonce.policies.policy_book import PolicyBook
 from paidonce_models.errors import CircuitOpen
-from paidonce_models.store.parked_steps import Parking
-from paidonce_workers.breakers import NEUTRAL, Admission, CircuitBreakers, CircuitState, Outcome, failure
+from paidonce_models.store.circuits.parked_steps import Parking
+from paidonce_workers.breakers import NEUTRAL, Admission, CircuitBreakers, Outcome, outcome_of
 from paidonce_workers.breakers.outcome import CONTROL
+from paidonce_workers.resilience.clocks_and_chance import Timing
 from paidonce_workers.resilience.learned_providers import LearnedProviders
 
 SAYS_NOTHING = frozenset(class_name(error) for error in CONTROL)
-"""Kinds of failure that are none of what was called."""
+"""Kinds of failure that are no failures of the dependency."""
 UNKNOWN_WAIT_SECONDS = 60.0
-"""How long a step sleeps that waits for a circuit which only a person closes, before it looks again."""
+"""How long a step sleeps that waits for a circuit which only a person closes, before it checks again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """The circuit that let nothing through, and what its policy does then."""
+    """The circuit that refused, and its policy."""
 
     admission: Admission
     policy: ResolvedPolicy
@@ -42,7 +44,7 @@ class Refused:
 
     @property
     def error(self) -> CircuitOpen:
-        """What an agent is told."""
+        """The error that the agent sees."""
         admission = self.admission
         return CircuitOpen.of(
             self.policy.target, since=admission.since, retry_at=admission.retry_at, reason=admission.reason
@@ -50,12 +52,12 @@ class Refused:
 
     @property
     def parking(self) -> Parking:
-        """How long a step waits before it asks again, and for how long at most."""
+        """How long a step waits before it tries again, and for how long at most."""
         return parking_for(self.policy, self.admission.wait_seconds)
 
 
 class Gate:
-    """What the circuits of one delivery said. ``refused`` is the first that let nothing through."""
+    """The result of one delivery's circuits. ``refused`` is the first circuit that refused."""
 
     def __init__(
         self, breakers: CircuitBreakers | None, admissions: tuple[Admission, ...], refused: Refused | None
@@ -67,15 +69,15 @@ class Gate:
 
     @property
     def probe_tokens(self) -> tuple[str, ...]:
-        """Places of probes, for the heartbeat to renew."""
+        """Probe places, for the heartbeat to renew."""
         return tuple(admission.token for admission in self._admissions if admission.is_probe)
 
     def was_probe(self, circuit: str) -> bool:
-        """Whether the delivery was let through as a probe of this circuit."""
+        """Whether the delivery is a probe of this circuit."""
         return circuit in self._probed
 
     def take(self, circuit: str) -> Admission | None:
-        """The admission to a circuit, for the call that it is about; whoever takes it reports it."""
+        """The permission of a circuit, for the call that it is about; whoever takes it must report it."""
         for admission in self._admissions:
             if admission.circuit == circuit:
                 self._admissions.remove(admission)
@@ -83,19 +85,19 @@ class Gate:
         return None
 
     def report(self, circuit: str, outcome: Outcome) -> None:
-        """How the step's own call ended, and that nothing came of the other admissions."""
+        """Report how the step's own call ended, and release the permissions that were not used."""
         admissions, self._admissions = self._admissions, []
         if self._breakers is not None:
             for admission in admissions:
                 self._breakers.report(admission, outcome if admission.circuit == circuit else NEUTRAL)
 
     def release(self) -> None:
-        """No call was made."""
+        """Release all permissions: no call was made."""
         self.report("", NEUTRAL)
 
 
 class StepCircuits:
-    """Asks the circuits of steps for one process. Safe to use from many threads."""
+    """Acquires permission for steps of one process. Thread-safe."""
 
     def __init__(
         self,
@@ -104,8 +106,10 @@ class StepCircuits:
         breakers: CircuitBreakers | None,
         step: Callable[[str], AnyStep | None],
         providers: LearnedProviders,
+        timing: Timing | None = None,
     ) -> None:
         """``breakers`` ``None``: they are switched off, and every gate is open."""
+        self.timing = timing or Timing()
         self._book = book
         self.breakers = breakers
         self._step = step
@@ -113,11 +117,11 @@ class StepCircuits:
         self.no_gate = Gate(None, (), None)
 
     def policy_of(self, declaration: AnyStep) -> ResolvedPolicy:
-        """What holds for a step or tool."""
+        """The policy of a step or tool."""
         return self._book.resolve_declaration(declaration, breakers_enabled=self.breakers is not None)
 
     def policy_of_provider(self, provider: str, declaration: AnyStep | None = None) -> ResolvedPolicy:
-        """What holds for requests to a provider, made by this step if one is given."""
+        """The policy of requests to a provider, made by this step if one is given."""
         enabled = self.breakers is not None
         if declaration is None or declaration.provider != provider:
             return self._book.resolve_provider(provider, breakers_enabled=enabled)
@@ -129,7 +133,7 @@ class StepCircuits:
         )
 
     def ask(self, name: str, agent: str = "") -> Gate:
-        """Ask all circuits of the step ``name``; the first that refuses ends it, and the others forget the question."""
+        """Acquire permission from all circuits of the step ``name``; if one refuses, the others' are released."""
         breakers, declaration = self.breakers, self._step(name)
         if breakers is None or declaration is None:
             return self.no_gate
@@ -143,11 +147,10 @@ class StepCircuits:
         return Gate(breakers, tuple(admitted), None)
 
     def is_open(self, policy: ResolvedPolicy) -> bool:
-        """Whether the circuit did not let every call through when this process last heard of it. Asks nobody."""
-        breaker = policy.policy.breaker
-        if self.breakers is None or breaker is None:
+        """Whether the circuit was open or half-open when this process last heard of it. Makes no request."""
+        if self.breakers is None or policy.policy.breaker is None:
             return False
-        return self.breakers.breaker(policy.circuit, breaker).state.circuit_state is not CircuitState.CLOSED
+        return self.breakers.is_open(policy.circuit)
 
     def _watched(self, declaration: AnyStep, agent: str) -> Iterator[tuple[ResolvedPolicy, BreakerPolicy]]:
         own = self.policy_of(declaration)
@@ -167,7 +170,7 @@ def _when_open(declaration: AnyStep) -> WhenOpen | None:
 
 
 def parking_for(policy: ResolvedPolicy, wait_seconds: float | None) -> Parking:
-    """How a step waits for a circuit that may be tried again after so long; ``None``: when somebody closes it."""
+    """How a step waits for a circuit that may be tried again after so long; ``None``: once someone closes it."""
     wait = UNKNOWN_WAIT_SECONDS if wait_seconds is None else max(wait_seconds, 0.0)
     return Parking(
         circuit=policy.circuit, retry_in_us=int(wait * 1e6), most_us=int(policy.policy.park.max_seconds * 1e6)
@@ -175,10 +178,6 @@ def parking_for(policy: ResolvedPolicy, wait_seconds: float | None) -> Parking:
 
 
 def outcome_for(error: BaseException, found: Failure) -> Outcome:
-    """How a call that raised this ended, for its circuit. An interrupt, another open circuit or a value
-    that cannot be stored says nothing of it."""
-    leaves = leaves_of(error)
-    is_interrupt = not all(isinstance(leaf, Exception) for leaf in leaves)
-    if is_interrupt or all(isinstance(leaf, CONTROL) for leaf in leaves) or not SAYS_NOTHING.isdisjoint(found.kinds):
-        return NEUTRAL
-    return failure(found.kinds, found.retry_after_seconds, found.summary, found.kinds_of_some)
+    """The outcome, for its circuit, of a call that raised this. An interrupt, another open circuit or a value that
+    cannot be stored says nothing about the dependency."""
+    return outcome_of(error, lambda _: found) if SAYS_NOTHING.isdisjoint(found.kinds) else NEUTRAL

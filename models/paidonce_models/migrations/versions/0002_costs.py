@@ -1,4 +1,4 @@
-"""Cost views, the sums they read, and the indexes that keep them fast. What the columns mean: ``docs/costs.md``."""
+"""Cost views, the sums they read, and the indexes that keep them fast; see ``docs/reference/costs.md``."""
 
 from __future__ import annotations
 

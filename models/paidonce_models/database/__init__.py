@@ -1,0 +1,1 @@
+"""The database: connections and transactions, their errors, the schema and its version."""

@@ -1,0 +1,1 @@
+"""Values as bytes: encoding, splitting into content-addressed parts, caching, reassembling."""

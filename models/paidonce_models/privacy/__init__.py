@@ -1,0 +1,1 @@
+"""What must not be seen: masked credentials, what logs may quote, private files, escaped text."""

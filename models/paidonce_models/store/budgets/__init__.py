@@ -1,0 +1,1 @@
+"""Statements on budgets: rules, accounts, what attempts reserve and spend, held steps."""

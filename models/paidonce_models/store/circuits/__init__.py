@@ -1,0 +1,1 @@
+"""Statements on circuits: their changes, and the steps that are parked while one is open."""

@@ -1,0 +1,1 @@
+"""Statements on money: calls, their sums, prices, cost queries and bills."""

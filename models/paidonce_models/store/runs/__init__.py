@@ -1,0 +1,1 @@
+"""Statements on a run: submitting, its event history, advancing, cancelling, ending."""

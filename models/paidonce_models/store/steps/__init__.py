@@ -1,0 +1,1 @@
+"""Statements on a step: claiming, leases, completing, ending it from outside an attempt."""

@@ -1,0 +1,1 @@
+"""The broker: addresses, the Celery app, publishing, transports that survive every message."""

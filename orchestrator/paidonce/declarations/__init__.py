@@ -1,0 +1,1 @@
+"""``@step``, ``@tool`` and ``@agent``: what a declaration is, where it is registered, and what calling it returns."""

@@ -1,0 +1,1 @@
+"""Parsing ``paidonce.yaml``: from its text to a book of policies, or to its errors."""

@@ -1,0 +1,89 @@
+"""A claim whose answer was lost is found again by one thread, and no claim that a thread has is taken for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from paidonce import agent, step
+from paidonce_models.errors import StoreUnreachable
+from paidonce_models.store.steps.claims import Claim, claim_step
+from paidonce_workers.execution.own_claims import OwnClaims
+from tests.workers.stand import Stand
+
+
+@step(name="owned.work")
+def work() -> None: ...
+
+
+@agent(name="owns")
+async def owns() -> None:
+    await work()
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    with Stand() as made:
+        yield made
+
+
+@pytest.fixture
+def claim(stand: Stand) -> Claim:
+    """A step that worker ``w1`` has claimed."""
+    run_id = stand.submit(owns)
+    stand.worker(owns, work).serve(stand.publisher.take()[0])
+    made: Claim | None = stand.database.transact(
+        lambda connection: claim_step(
+            connection, namespace="default", run_id=run_id, position=1, worker="w1", lease_us=10_000_000
+        )
+    )
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def own(stand: Stand) -> OwnClaims:
+    return OwnClaims(stand.database, "w1")
+
+
+def test_a_claim_in_doubt_is_found_by_one_thread(own: OwnClaims, claim: Claim) -> None:
+    assert own.take_in_doubt(claim.run_id, 1) == claim
+    assert own.take_in_doubt(claim.run_id) is None
+    assert own.take(claim) is None, "its answer may have come late"
+
+
+def test_a_claim_that_a_thread_has_is_not_in_doubt(own: OwnClaims, claim: Claim) -> None:
+    assert own.take(claim) is claim
+    assert own.take_in_doubt(claim.run_id) is None
+    own.release(claim)
+    assert own.take_in_doubt(claim.run_id) == claim
+
+
+def test_other_workers_and_other_steps_claims_are_left(own: OwnClaims, stand: Stand, claim: Claim) -> None:
+    assert own.take_in_doubt(claim.run_id, 2) is None
+    assert OwnClaims(stand.database, "w2").take_in_doubt(claim.run_id) is None
+
+
+def done() -> list[Claim]:
+    """What a look finds once the step's completion has been written."""
+    return []
+
+
+def away() -> list[Claim]:
+    """A look while the store is away."""
+    raise StoreUnreachable("away")
+
+
+@pytest.mark.parametrize("second_look", [done, away])
+def test_a_claim_is_left_that_may_have_been_done_with_since_it_was_seen(
+    own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch, second_look: Callable[[], list[Claim]]
+) -> None:
+    looks = iter([lambda: [claim], second_look])
+    monkeypatch.setattr(own, "_of_run", lambda run_id: next(looks)())
+    if second_look is away:
+        with pytest.raises(StoreUnreachable):
+            own.take_in_doubt(claim.run_id)
+    else:
+        assert own.take_in_doubt(claim.run_id) is None
+    assert own.take(claim) is claim, "it was released"

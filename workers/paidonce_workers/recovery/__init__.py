@@ -1,0 +1,1 @@
+"""Staying alive and detecting deaths: heartbeat, witness, death watch, sweeper."""
