@@ -364,11 +364,16 @@ def describe_settings() -> tuple[SettingDescription, ...]:
     return tuple(
         SettingDescription(
             name=f"{ENVIRONMENT_PREFIX}{name.upper()}",
-            default=spoken_defaults.get(name, str(field.default)),
+            default=spoken_defaults.get(name, _as_typed(field.default)),
             meaning=field.description if field.description is not None else "",
         )
         for name, field in Settings.model_fields.items()
     )
+
+
+def _as_typed(default: object) -> str:
+    """As a user would write it into the environment."""
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def load_settings(**given: object) -> Settings:
