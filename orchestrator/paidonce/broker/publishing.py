@@ -128,9 +128,8 @@ class Publisher:
             return
         try:
             if self._kept is None:
-                connection = self._app.connection_for_write()
-                self._kept = self._app.amqp.Producer(connection)
-                self._closing = weakref.finalize(self, connection.collect, CLOSING_SECONDS)
+                self._kept = self._app.amqp.Producer(self._connect())
+                self._closing = weakref.finalize(self, self._kept.connection.collect, CLOSING_SECONDS)
                 self._closing.atexit = False
             try:
                 yield self._kept
@@ -140,6 +139,16 @@ class Publisher:
                 raise
         finally:
             self._keeping.release()
+
+    def _connect(self) -> Any:
+        """A new connection, connected by our own rules: left to its first use, kombu tries for six seconds."""
+        connection = self._app.connection_for_write()
+        try:
+            connection.ensure_connection(**self._retry_policy())
+        except BaseException:
+            connection.collect(CLOSING_SECONDS)
+            raise
+        return connection
 
     def _send(self, producer: Any, messages: Sequence[Message]) -> None:
         """Send them in one round trip, where the transport is ours; all of them again after a lost connection."""
