@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,12 +24,14 @@ pytest_plugins = [
     "tests.services.secured",  # imports the one above
 ]
 
+ROOT = Path(__file__).parent
 SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server", "tls_rabbitmq"}
 SLOW_SECONDS = 240
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "40"))
 SETTINGS_OF_THE_DEVELOPER = ("AGENTS", "BROKER_URL", "DATABASE_URL", "HOME", "POLICIES", "REDIS_URL")
 
 # How long an example takes says nothing on a shared machine; pytest-timeout bounds the whole test.
-hypothesis.settings.register_profile("paidonce", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("paidonce", deadline=None, print_blob=True, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("paidonce")
 
 
@@ -38,6 +41,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SETTINGS_OF_THE_DEVELOPER:
         os.environ.pop(f"PAIDONCE_{name}", None)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file whose text does not name the marker that ``-m`` demands: importing all costs half a minute."""
+    demanded = _demanded_marker(config.option.markexpr)
+    if demanded is None or collection_path.suffix != ".py":
+        return None
+    texts = [collection_path, *(folder / "conftest.py" for folder in collection_path.parents if ROOT in folder.parents)]
+    return None if any(f"mark.{demanded}" in text.read_text() for text in texts if text.exists()) else True
+
+
+def _demanded_marker(expression: str) -> str | None:
+    """What ``slow and not chaos`` asks of every test; ``None`` where one can do without."""
+    words = expression.split(" and ")
+    return words[0] if words[0].isidentifier() and "or" not in expression.split() else None
 
 
 @pytest.hookimpl(trylast=True)  # a folder of tests may say something else

@@ -101,6 +101,7 @@ def test_what_a_cancelled_step_spent_stays_recorded(shared: Site) -> None:
     assert cost == 1_000 * 150 + 100 * 600  # gpt-4o-mini: $0.15 and $0.60 per million tokens
 
 
+@pytest.mark.slow
 def test_a_finally_that_takes_too_long_is_ended_after_its_grace(make_site: Callable[..., Site]) -> None:
     site = make_site(cancel_grace_seconds="1")
     site.worker(CANCELLING)

@@ -123,6 +123,7 @@ def test_clock_and_chance_are_the_same_on_replay(site: Site) -> None:
         assert all(0 <= number < 1 for _, _, number in drawn)
 
 
+@pytest.mark.slow
 def test_a_sleep_survives_the_restart_of_its_worker_and_holds_none(site: Site) -> None:
     first = site.worker(FLOW, arguments=["--concurrency", "1"])
     run = site.client.submit(naps, {"seconds": 8.0})

@@ -58,6 +58,7 @@ def test_the_same_key_with_another_input_is_refused_naming_both(shared: Site) ->
     assert shared.client.submit(naps, {"seconds": 0.0}, key="req-43").result(RUN_SECONDS)[0] == 4
 
 
+@pytest.mark.slow
 def test_a_race_of_producers_makes_one_run(shared: Site) -> None:
     producers = [
         subprocess.Popen(

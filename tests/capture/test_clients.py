@@ -16,6 +16,7 @@ OPENAI = (
 )
 
 
+@pytest.mark.slow
 def test_openai_is_recorded_call_for_call_and_token_for_token(counting_server: CountingServer) -> None:
     printed = drive(sys.executable, counting_server, *OPENAI)
     assert_equal_counts(printed, counting_server, calls=39)

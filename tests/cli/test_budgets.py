@@ -90,6 +90,7 @@ def test_a_budget_of_a_run_that_does_not_exist_is_refused(project: Project) -> N
     assert (done.code, done.error["code"]) == (4, "not_found")
 
 
+@pytest.mark.slow
 def test_a_run_that_has_used_up_its_budget_is_paused_and_goes_on_when_it_is_raised(project: Project) -> None:
     (project.folder / "spending.py").write_text(SPENDING)
     arguments = ("run", "spending.py:spender", "--input", '{"steps": 4}', "--key", "k")

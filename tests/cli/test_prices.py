@@ -37,6 +37,7 @@ def read_calls(project: Project) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_is_priced_by_the_rows_that_were_set_before_it(project: Project) -> None:
     (project.folder / "asking.py").write_text(SELF_HOSTED)
     mini = project.paidonce(

@@ -38,6 +38,7 @@ def run_id(project: Project) -> str:
     return str(project.paidonce("submit", "shop", "--input", '{"amount": 7}').document["run_id"])
 
 
+@pytest.mark.slow
 def test_what_a_person_says_is_what_the_agent_gets(project: Project, run_id: str) -> None:
     def waits() -> bool:
         shown = project.paidonce("show", run_id, "--json").document

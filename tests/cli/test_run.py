@@ -26,6 +26,7 @@ def test_run_prints_the_result_then_the_bill_and_shows_the_steps_on_standard_err
     assert run["tags"] == {"user": "u1", "a": "b=c"}
 
 
+@pytest.mark.slow
 def test_everything_that_was_recorded_can_be_shown_afterwards(project: Project) -> None:
     ran = project.paidonce("run", "agents:family", "--input", "-", "--json", stdin='{"count": 2}')
     assert ran.code == 0, ran.err
@@ -57,6 +58,7 @@ def test_everything_that_was_recorded_can_be_shown_afterwards(project: Project) 
     assert "accepted" in project.paidonce("show", run_id, "--step", "2").out
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_one_error_and_its_traceback_is_kept_with_the_attempt(project: Project) -> None:
     # The tool's queue is not the default one: a run of its own has a worker for all queues of its module.
     failed = project.paidonce("run", "agents.py:divides", "--input", '{"a": 1, "b": 0}', "--json")
@@ -74,6 +76,7 @@ def test_a_failed_run_is_one_error_and_its_traceback_is_kept_with_the_attempt(pr
     assert "return a / b" in shown.out and shown.code == 0
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_run_and_pays_nothing_again(project: Project) -> None:
     (project.folder / "input.json").write_text('{"count": 1}')
     first = project.paidonce("run", "agents:adder", "--input", "@input.json", "--key", "k", "--json")

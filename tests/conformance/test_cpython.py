@@ -47,6 +47,7 @@ def run(*names: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_cpythons_asyncio_tests_pass_on_the_replay_loop() -> None:
     needs_cpythons_tests()
     document = run()

@@ -50,6 +50,7 @@ def test_a_private_redis_keeps_its_data_over_a_restart(private_redis: RedisServe
         assert client.get("kept") == b"yes"
 
 
+@pytest.mark.slow
 def test_a_private_postgres_keeps_its_data_over_a_power_cut(private_postgres: PostgresCluster) -> None:
     url = private_postgres.url().replace("+psycopg", "")
     with psycopg.connect(url) as connection:

@@ -58,7 +58,7 @@ def test_an_undisturbed_run_comes_to_what_its_program_means(database: SimulatedD
     check_meaning(scenario.program, play(database, scenario))
 
 
-@settings(max_examples=30, suppress_health_check=QUIET)
+@settings(max_examples=20, suppress_health_check=QUIET)
 @given(meaningful_scenarios)
 def test_whatever_crashes_the_outcome_is_the_uninterrupted_runs(
     database: SimulatedDatabase, scenario: Scenario
@@ -66,13 +66,13 @@ def test_whatever_crashes_the_outcome_is_the_uninterrupted_runs(
     check_meaning(scenario.program, play(database, scenario))
 
 
-@settings(max_examples=20, suppress_health_check=QUIET)
+@settings(max_examples=12, suppress_health_check=QUIET)
 @given(any_scenarios)
 def test_cancelled_or_racing_runs_end_and_replay_alike(database: SimulatedDatabase, scenario: Scenario) -> None:
     play(database, scenario)
 
 
-@settings(max_examples=8, suppress_health_check=QUIET)
+@settings(max_examples=5, suppress_health_check=QUIET)
 @given(meaningful_scenarios)
 def test_whatever_crashes_on_postgresql_the_outcome_is_the_same(
     postgresql: SimulatedDatabase, scenario: Scenario
@@ -80,7 +80,7 @@ def test_whatever_crashes_on_postgresql_the_outcome_is_the_same(
     check_meaning(scenario.program, play(postgresql, scenario))
 
 
-@settings(max_examples=8, suppress_health_check=QUIET)
+@settings(max_examples=5, suppress_health_check=QUIET)
 @given(any_scenarios)
 def test_cancelled_or_racing_runs_on_postgresql_end_and_replay_alike(
     postgresql: SimulatedDatabase, scenario: Scenario

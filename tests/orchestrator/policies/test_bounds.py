@@ -28,6 +28,7 @@ def bomb(generations: int) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_an_alias_bomb_is_refused_before_it_is_written_out() -> None:
     tracemalloc.start()
     try:

@@ -202,6 +202,7 @@ determinism.late = Late()  # ends after the names that the module had before it
 """
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_has_used_it_ends_in_silence() -> None:
     ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=50)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -171,6 +171,7 @@ def test_durations_let_a_timeout_strike() -> None:
     assert run_agent(impatient, durations={double: timedelta(seconds=61)}).result == "gave up"
 
 
+@pytest.mark.slow
 def test_an_hour_long_step_keeps_its_lease() -> None:
     @step(timeout="2h")
     def slowly() -> str:
@@ -376,7 +377,7 @@ any_lives = given(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @any_lives
 def test_no_crash_and_no_order_of_delivery_changes_an_agents_result(
     plan: list[str], crash_after: set[int], crash_during: set[int], seed: int, twice: bool

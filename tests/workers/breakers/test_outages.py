@@ -129,6 +129,7 @@ def test_redis_stopped_and_started_again(
     assert "is back after" in back
 
 
+@pytest.mark.slow
 def test_redis_frozen_and_thawed(
     private_redis: RedisServer, make_breakers: MakeBreakers, caplog: pytest.LogCaptureFixture
 ) -> None:

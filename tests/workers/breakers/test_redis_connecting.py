@@ -46,6 +46,7 @@ def test_certificates_are_verified(tls_redis: RedisServer, certificates: Certifi
         tried(url)
 
 
+@pytest.mark.slow
 def test_sentinels_are_asked_for_the_master_each_time(start_redis: StartRedis) -> None:
     watched = Watched(start_redis, password="of-the-servers", sentinel_password="of-the-sentinels")
     url = f"sentinel://:of-the-servers@{watched.hosts}/0?master_name={MASTER}&sentinel_password=of-the-sentinels"
@@ -63,6 +64,7 @@ def test_sentinels_are_asked_for_the_master_each_time(start_redis: StartRedis) -
     assert "of-the" not in shown(url)
 
 
+@pytest.mark.slow
 def test_sentinels_that_are_away_are_a_redis_that_is_away() -> None:
     began = time.monotonic()
     with pytest.raises(redis.ConnectionError):

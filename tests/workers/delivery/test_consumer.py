@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from amqp.exceptions import NotFound  # type: ignore[import-untyped]  # py-amqp publishes no types
 from kombu import Connection
 
 from tests.workers.pools.test_thread_pool import ToyWorker
@@ -43,6 +44,17 @@ def publish(worker: ToyWorker, body: object, headers: object = None, **propertie
     """A message as a foreign producer may send it."""
     with Connection(worker.broker_url) as connection, connection.Producer() as producer:
         producer.publish(body, routing_key=QUEUE, exchange="", headers=headers, **properties)
+
+
+def test_a_worker_declares_no_queues_for_delayed_delivery_on_rabbitmq(rabbitmq_url: str, tmp_path: Path) -> None:
+    worker = ToyWorker(rabbitmq_url, tmp_path)
+    worker.start("-c", "2")
+    try:
+        goes_on(worker, "first")
+        with Connection(rabbitmq_url) as connection, pytest.raises(NotFound):
+            connection.default_channel.queue_declare("celery_delayed_0", passive=True)
+    finally:
+        worker.close()
 
 
 def test_a_step_that_is_not_held_here_is_handed_back_and_acknowledged(worker: ToyWorker) -> None:

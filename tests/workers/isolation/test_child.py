@@ -241,6 +241,7 @@ def test_requests_are_priced_in_the_child_by_the_workers_own_rows(stand: Stand) 
     assert stand.attempts(run_id)[2].cost_nanousd == 2 * (7 + 2)
 
 
+@pytest.mark.slow
 def test_a_body_that_kills_its_process_loses_the_attempt_and_no_worker(stand: Stand) -> None:
     run_id = lost_twice(stand, "dies")
     worker = stand.worker(*DECLARATIONS, modules=(HERE,))
@@ -279,6 +280,7 @@ def test_what_the_body_forks_does_not_tell_the_steps_result(stand: Stand, name: 
     assert [attempt.outcome for attempt in stand.attempts(run_id)] == ["lost", "lost", "accepted"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_child(stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = tmp_path / "started"
     monkeypatch.setenv(STARTED, str(started))

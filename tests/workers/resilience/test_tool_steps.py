@@ -178,6 +178,7 @@ def test_one_run_alone_survives_an_outage_if_it_has_retries(stand: Stand, breake
     assert stand.run(run_id).state is RunState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_one_that_fails_for_its_own_reasons_does_not_keep_the_others_waiting(
     stand: Stand, breakers: CircuitBreakers
 ) -> None:
@@ -329,6 +330,7 @@ def test_a_circuit_that_redis_has_forgotten_is_found_out_by_one_probe(
     assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
 
 
+@pytest.mark.slow
 def test_while_redis_is_away_they_wake_by_their_own_due_time(stand: Stand, private_redis: RedisServer) -> None:
     breakers = CircuitBreakers(private_redis.url(), namespace="away", classify=describe_failure, probe_seconds=10.0)
     worker = stand.worker(*AGENTS, book=book(failures=3), breakers=breakers)

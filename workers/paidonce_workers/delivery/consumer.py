@@ -38,6 +38,8 @@ from paidonce_workers.process.worker_parts import worker_parts_of
 
 logger = logging.getLogger(__name__)
 
+CONTROL = "celery.worker.consumer.control:Control"
+DELAYED_DELIVERY = "celery.worker.consumer.delayed_delivery:DelayedDelivery"
 LONGEST_PAUSE_SECONDS = 60.0
 FLUSH_SECONDS = 15.0
 
@@ -46,11 +48,16 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery publish
     """The consumer of every Paidonce worker, whatever its pool."""
 
     class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc] # Celery publishes no types
-        """Celery's, with our remote control."""
+        """Celery's, with our remote control, and without native delayed delivery.
+
+        That one declares 28 exchanges and 28 quorum queues on RabbitMQ for messages with a ``countdown``, which none of
+        ours has; each queue takes some of the broker's file handles.
+        """
 
         default_steps = tuple(
-            Control if step == "celery.worker.consumer.control:Control" else step
+            Control if step == CONTROL else step
             for step in celery_consumer.Consumer.Blueprint.default_steps
+            if step != DELAYED_DELIVERY
         )
 
     def __init__(self, *args: Any, worker_options: Mapping[str, Any] | None = None, **options: Any) -> None:

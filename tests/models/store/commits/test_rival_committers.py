@@ -344,7 +344,7 @@ def check(store: Store) -> None:
 def test_two_committers_and_their_heartbeats_lose_and_repeat_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rivals(store, 400, monkeypatch)
+    rivals(store, 100, monkeypatch)
 
 
 @pytest.mark.slow

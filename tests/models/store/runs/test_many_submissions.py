@@ -99,7 +99,7 @@ def _told(outcomes: Sequence[Outcome]) -> list[object]:
     return [outcome if isinstance(outcome, Submitted) else (outcome.message, outcome.details) for outcome in outcomes]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.lists(RUNS, max_size=3), drawn=st.lists(RUNS, min_size=1, max_size=6))
 def test_many_at_once_write_what_they_write_one_by_one(
     store: Store, before: list[dict[str, object]], drawn: list[dict[str, object]]
