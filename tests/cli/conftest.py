@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ import pytest
 from paidonce.client import Client
 from paidonce.embedded import stop_embedded
 from paidonce.settings import Settings
+from paidonce_models.database.schema import upgrade
+from paidonce_models.database.transactions import Database
 from tests.services import fork_server
 from tests.services.fork_server import ForkedProcess
 
@@ -169,10 +172,29 @@ class Project:
         return Client(Settings(home=self.home))
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with today's tables, to be copied: to make one takes as long as several commands."""
+    file = tmp_path_factory.mktemp("empty-store") / "paidonce.db"
+    database = Database(f"sqlite:///{file}", pool_size=1)
+    upgrade(database)
+    database.close()
+    return file
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    """An empty store, no broker yet, and the agents above."""
+def new_project(tmp_path: Path) -> Iterator[Project]:
+    """No store, no broker yet, and the agents above."""
     (tmp_path / "agents.py").write_text(AGENTS)
     made = Project(tmp_path)
     yield made
     stop_embedded(made.home)
+
+
+@pytest.fixture
+def project(new_project: Project, empty_store: Path) -> Project:
+    """An empty store, no broker yet, and the agents above."""
+    new_project.home.mkdir(mode=0o700)
+    shutil.copy(empty_store, new_project.home)
+    (new_project.home / empty_store.name).chmod(0o600)
+    return new_project

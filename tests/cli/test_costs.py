@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sqlite3
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +22,7 @@ from paidonce_models.store.ledger.rolling_up import roll_up
 from paidonce_models.store.recovery.lost_steps import reclaim_step
 from tests.cli.conftest import Project
 from tests.models.stored_runs import SECOND_US, Store, failure, key_of, paid_call, succeeded, success
+from tests.services.postgres import fresh_database
 
 NANO = 1_000_000_000
 SETTINGS = {"NAMESPACE": "tests"}
@@ -46,6 +49,28 @@ def filled(url: str) -> str:
     store.complete(success(store.claimed(other)))
     store.database.close()
     return run_id
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A store that is filled as above, and its run."""
+
+    url: str
+    run_id: str
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    """For tests that only read: to make one takes longer than most of them."""
+    with ExitStack() as stack:
+        url = f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'paidonce.sqlite3'}"
+        if request.param == "postgresql":
+            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
+        ledger = Ledger(url, filled(url))
+        database = Database(url)
+        set_budget(database, "agent=count", per="day", usd="1", namespace="tests")
+        database.close()
+        yield ledger
 
 
 def run_sql(url: str, sql: str) -> list[list[dict[str, Any]]]:
@@ -75,11 +100,10 @@ MEASURES = (
 
 
 @pytest.mark.parametrize("by", ["cause,step", "tag:customer", "run,tool"])
-def test_the_sql_that_is_printed_recomputes_the_figures(project: Project, database_url: str, by: str) -> None:
-    filled(database_url)
-    given = {**SETTINGS, "DATABASE_URL": database_url}
+def test_the_sql_that_is_printed_recomputes_the_figures(project: Project, ledger: Ledger, by: str) -> None:
+    given = {**SETTINGS, "DATABASE_URL": ledger.url}
     document = project.paidonce("costs", "--by", by, "--json", **given).document
-    (lines,) = run_sql(database_url, project.paidonce("costs", "--by", by, "--sql", **given).out)
+    (lines,) = run_sql(ledger.url, project.paidonce("costs", "--by", by, "--sql", **given).out)
     names = by.split(",")
     recomputed = [
         ({name: line[f"d{number}"] for number, name in enumerate(names, 1)}, {name: line[name] for name in MEASURES})
@@ -146,22 +170,20 @@ def test_what_a_limit_leaves_out_is_said_also_to_programs(project: Project, sqli
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_any_client_reads_each_view(database_url: str, name: str) -> None:
-    filled(database_url)
-    database = Database(database_url)
-    set_budget(database, "agent=count", per="day", usd="1", namespace="tests")
+def test_any_client_reads_each_view(ledger: Ledger, name: str) -> None:
+    database = Database(ledger.url)
     with database.read_at_once() as connection:
         found = read_view(connection, name, "tests", limit=100)
     database.close()
-    (rows,) = run_sql(database_url, view_sql(name, "tests", limit=100) + ";\n")
+    (rows,) = run_sql(ledger.url, view_sql(name, "tests", limit=100) + ";\n")
     assert [[float(value) if isinstance(value, Decimal) else value for value in row.values()] for row in rows] == [
         list(row) for row in found.rows
     ]
 
 
-def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url: str) -> None:
-    run_id = filled(database_url)
-    given = {**SETTINGS, "DATABASE_URL": database_url}
+def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, ledger: Ledger) -> None:
+    run_id = ledger.run_id
+    given = {**SETTINGS, "DATABASE_URL": ledger.url}
     document = project.paidonce("bill", run_id, "--json", **given).document
     assert (document["calls"], document["cost_usd"], document["unpriced_calls"]) == (4, "1.000005000", 1)
     attempts = [[attempt["cause"] for attempt in step["attempts"]] for step in document["steps"]]
@@ -169,7 +191,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, database_url
     made = [call for step in document["steps"] for each in step["attempts"] for call in each["calls_made"]]
     assert [call["provider_request_id"] for call in made if call["provider_request_id"]] == ["req-1"]
     money, rest, avoided, lines, calls, _ = run_sql(
-        database_url, project.paidonce("bill", run_id, "--sql", **given).out
+        ledger.url, project.paidonce("bill", run_id, "--sql", **given).out
     )
     assert [line["cost_nanousd"] for line in lines] == [document["cost_nanousd"]] * 2
     assert [call["provider_request_id"] for call in calls if call["provider_request_id"]] == ["req-1"]

@@ -8,6 +8,12 @@ from paidonce_models.database.schema import head_revision
 from tests.cli.conftest import Project
 
 
+@pytest.fixture
+def project(new_project: Project) -> Project:
+    """Without a store: what creates it is tested here."""
+    return new_project
+
+
 def test_upgrade_makes_the_schema_once_and_check_agrees(project: Project, database_url: str) -> None:
     before = project.paidonce("db", "check", "--json", DATABASE_URL=database_url)
     assert (before.code, before.error["code"]) == (3, "schema_mismatch")

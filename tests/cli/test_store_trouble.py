@@ -16,6 +16,12 @@ RUN = ("run", "agents:adder", "--input", '{"count": 1}')
 BUDGET = ("budget", "set", "all", "per=day", "usd=20")
 
 
+@pytest.fixture
+def project(new_project: Project) -> Project:
+    """Without a store: what creates it is tested here."""
+    return new_project
+
+
 def test_a_read_only_store(project: Project, postgres_database: str) -> None:
     settings = {"DATABASE_URL": postgres_database, "AGENTS": ""}
     assert project.paidonce("db", "upgrade", **settings).code == 0

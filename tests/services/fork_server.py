@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -22,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -257,7 +259,35 @@ def _main() -> None:
     request = _serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
         _become(request)
-        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+        _end_with(_run(request.module))
+
+
+def _run(module: str) -> object:
+    """What its ``SystemExit`` or its end says."""
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return ended.code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is one
+        return 1
+    return 0
+
+
+def _end_with(code: object) -> None:
+    """As an interpreter ends, but for taking all modules apart: in a fork that copies each page of them first."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 if __name__ == "__main__":
