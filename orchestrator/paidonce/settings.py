@@ -110,7 +110,7 @@ class Settings(StoreSettings):
         le=_LONGEST_SECONDS,
         allow_inf_nan=False,
         description="How long a step belongs to a process that lives but whose heartbeat is missing: it computes, or "
-        "is stopped. Never less than the lease.",
+        "is stopped. Never less than two leases.",
     )
     heartbeat_seconds: float = Field(
         default=3, gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False, description="How often a worker renews its leases."

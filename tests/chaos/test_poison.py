@@ -42,7 +42,9 @@ def test_a_good_step_beside_many_that_kill_their_process_is_repeated_twice_at_mo
             handle.result(timeout=1)
         assert "lost 2 workers that ran nothing else" in str(told.value)
         without_its_signal += poison_agents.KINDS[kind] not in str(told.value)
-    assert without_its_signal <= POISON_RUNS // 4, "only who dies in a process of its own is seen to die, not the worker"
+    assert without_its_signal <= POISON_RUNS // 4, (
+        "only who dies in a process of its own is seen to die, not the worker"
+    )
     evidence = stage.assert_nothing_repeated()
     good = {handle.id for handle in stage.handles}
     attempts = Counter((attempt.run_id, attempt.position) for attempt in stage.attempts())

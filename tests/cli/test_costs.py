@@ -190,9 +190,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, ledger: Ledg
     assert attempts == [["failed", "useful"], ["lost", "useful"]]
     made = [call for step in document["steps"] for each in step["attempts"] for call in each["calls_made"]]
     assert [call["provider_request_id"] for call in made if call["provider_request_id"]] == ["req-1"]
-    money, rest, avoided, lines, calls, _ = run_sql(
-        ledger.url, project.paidonce("bill", run_id, "--sql", **given).out
-    )
+    money, rest, avoided, lines, calls, _ = run_sql(ledger.url, project.paidonce("bill", run_id, "--sql", **given).out)
     assert [line["cost_nanousd"] for line in lines] == [document["cost_nanousd"]] * 2
     assert [call["provider_request_id"] for call in calls if call["provider_request_id"]] == ["req-1"]
     assert sum(int(row["cost_nanousd"]) for row in money if row["cost_nanousd"]) == document["cost_nanousd"]

@@ -271,7 +271,7 @@ def _run(module: str) -> object:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:
+    except Exception:  # noqa: BLE001 - as the interpreter would
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is one
         return 1
     return 0

@@ -71,7 +71,7 @@ def rabbitmq_url(rabbitmq_server: str, rabbitmq_vhosts: _Vhosts | None) -> str:
 
 
 class _Vhosts:
-    """Made several at once, and the used ones deleted: each ``rabbitmqctl`` is an Erlang machine, dearer than most tests.
+    """Made several at once, and the used ones deleted with them: an Erlang machine takes longer than most tests.
 
     Not more are kept, as each takes some of the server's file handles, of which there may be a thousand.
     """

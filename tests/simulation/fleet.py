@@ -17,7 +17,7 @@ from paidonce_models.budgets import Budget, Unit
 from paidonce_models.errors import StoreUnreachable
 from paidonce_models.store.budgets.budget_rules import read_budgets, set_budget
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage
-from paidonce_models.store.recovery.lost_steps import company_of, expired_leases, reclaim_step
+from paidonce_models.store.recovery.lost_steps import expired_leases, holding_of, reclaim_step
 from paidonce_models.store.runs.cancel_run import cancel_run
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_workers.bodies.interrupt import Reason
@@ -325,7 +325,7 @@ class Fleet:
         # A slow sweeper acts on what it read long ago.
         for key in self._expired_before:
             with database.read() as connection:
-                alone = company_of(connection, key)[1] == 1
+                alone = holding_of(connection, key).held == 1
             message = database.transact(
                 lambda c, key=key, alone=alone: reclaim_step(c, key, why="not heard of", alone=alone)  # type: ignore[misc]
             )

@@ -199,6 +199,7 @@ class Stand:
             every_seconds=2.0,
             no_worker_seconds=60.0,
             breakers=settings.pop("breakers", None),
+            living=lambda: settings.get("living", ()),
             now_seconds=self.now_seconds,
         )
 

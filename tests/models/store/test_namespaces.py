@@ -206,7 +206,7 @@ UNGUARDED = {
     # of rows that the sweeper or the death watch has found by their namespace
     "held_steps": {"_HOLD", "_INSERT", "_LET_GO"},
     "parked_steps": {"_INSERT", "_REFUSED", "_UNPARK"},
-    "lost_steps": {"_TAKE_BACK", "_LOSE", "_FAIL_STEP", "_WAIT_FOR_PERSON"},
+    "lost_steps": {"_GRANT", "_TAKE_BACK", "_LOSE", "_FAIL_STEP", "_WAIT_FOR_PERSON"},
     "sweeping": {"_LEAD", "_FIRE"},
     # of the process itself, or of one that it has found by its namespace; no two processes have one id
     "witnesses": {"_RECORD", "_MARK_DEAD", "_FORGET"},

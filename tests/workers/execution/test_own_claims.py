@@ -9,6 +9,7 @@ import pytest
 from paidonce import agent, step
 from paidonce_models.errors import StoreUnreachable
 from paidonce_models.store.steps.claims import Claim, claim_step
+from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_workers.execution.own_claims import OwnClaims
 from tests.workers.stand import Stand
 
@@ -44,7 +45,7 @@ def claim(stand: Stand) -> Claim:
 
 @pytest.fixture
 def own(stand: Stand) -> OwnClaims:
-    return OwnClaims(stand.database, "w1")
+    return OwnClaims(stand.database, "w1", lease_us=10_000_000)
 
 
 def test_a_claim_in_doubt_is_found_by_one_thread(own: OwnClaims, claim: Claim) -> None:
@@ -62,26 +63,32 @@ def test_a_claim_that_a_thread_has_is_not_in_doubt(own: OwnClaims, claim: Claim)
 
 def test_other_workers_and_other_steps_claims_are_left(own: OwnClaims, stand: Stand, claim: Claim) -> None:
     assert own.take_in_doubt(claim.run_id, 2) is None
-    assert OwnClaims(stand.database, "w2").take_in_doubt(claim.run_id) is None
+    assert OwnClaims(stand.database, "w2", lease_us=10_000_000).take_in_doubt(claim.run_id) is None
 
 
-def done() -> list[Claim]:
-    """What a look finds once the step's completion has been written."""
-    return []
+def test_the_lease_of_a_claim_in_doubt_begins_anew(own: OwnClaims, stand: Stand, claim: Claim) -> None:
+    stand.pass_time(9)
+    assert own.take_in_doubt(claim.run_id) is not None
+    left_us = stand.column("steps", "lease_expires_at_us", claim.run_id) - stand.clock.now_us()
+    assert left_us == 10_000_000, "nobody renewed it while it was in doubt"
 
 
-def away() -> list[Claim]:
-    """A look while the store is away."""
+def done(key: LeaseKey) -> bool:
+    """What a renewal finds once the step's completion has been written."""
+    return False
+
+
+def away(key: LeaseKey) -> bool:
+    """A renewal while the store is away."""
     raise StoreUnreachable("away")
 
 
-@pytest.mark.parametrize("second_look", [done, away])
+@pytest.mark.parametrize("renewal", [done, away])
 def test_a_claim_is_left_that_may_have_been_done_with_since_it_was_seen(
-    own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch, second_look: Callable[[], list[Claim]]
+    own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch, renewal: Callable[[LeaseKey], bool]
 ) -> None:
-    looks = iter([lambda: [claim], second_look])
-    monkeypatch.setattr(own, "_of_run", lambda run_id: next(looks)())
-    if second_look is away:
+    monkeypatch.setattr(own, "_renew", renewal)
+    if renewal is away:
         with pytest.raises(StoreUnreachable):
             own.take_in_doubt(claim.run_id)
     else:

@@ -85,6 +85,25 @@ def assert_paid_once(stand: Stand, run_id: str) -> None:
         assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("accepted", 1, PRICE_NANOUSD)
 
 
+def test_leases_are_renewed_although_the_workers_own_row_is_refused(stand: Stand) -> None:
+    worker = stand.worker(troubled, paid)
+    stand.register(troubled, paid)
+    run_id = stand.submit(troubled)
+    left_us: list[int] = []
+
+    def beat() -> None:
+        execute_on(stand, "CREATE TRIGGER no BEFORE UPDATE ON workers BEGIN SELECT RAISE(ABORT, 'full'); END")
+        stand.pass_time(8)
+        worker.heartbeat.beat()
+        left_us.append(stand.column("steps", "lease_expires_at_us", run_id) - stand.clock.now_us())
+        execute_on(stand, "DROP TRIGGER no")
+
+    during["paid"] = beat
+    stand.serve(worker)
+    assert left_us == [LEASE_SECONDS * 1_000_000]
+    assert_paid_once(stand, run_id)
+
+
 TROUBLES = {
     "full": (["PRAGMA max_page_count = 1"], ["PRAGMA max_page_count = 1000000"]),
     "a table is renamed": (["ALTER TABLE payloads RENAME TO p"], ["ALTER TABLE p RENAME TO payloads"]),

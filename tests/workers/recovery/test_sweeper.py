@@ -224,6 +224,25 @@ def test_a_server_younger_than_a_lease_makes_a_new_sweeper_careful(
     assert stand.attempts(run_id)[0].outcome == "lost"
 
 
+def test_a_living_process_gets_a_lease_before_its_step_is_reclaimed(stand: Stand) -> None:
+    run_id = asked_for(stand)
+    key = claim(stand, run_id)
+    sweeper = stand.sweeper(living=["worker-1"])
+    stand.database.transact(
+        lambda c: c.execute(text("CREATE TRIGGER no BEFORE UPDATE ON steps BEGIN SELECT RAISE(ABORT, 'full'); END"))
+    )
+    rounds(stand, sweeper, 4 * LEASE_SECONDS)  # the store takes its other writes: it has no reason to be careful
+    stand.database.transact(lambda c: c.execute(text("DROP TRIGGER no")))
+    rounds(stand, sweeper, LEASE_SECONDS)
+    assert stand.attempts(run_id)[0].outcome is None
+    renewed = stand.database.transact(
+        lambda c: renew_leases(c, worker="worker-1", held=[key], lease_us=LEASE_SECONDS * 1_000_000)
+    )
+    assert renewed == {key: "running"}
+    rounds(stand, sweeper, 3 * LEASE_SECONDS)
+    assert stand.attempts(run_id)[0].outcome == "lost", "nobody renews it, and the store takes writes"
+
+
 def test_after_max_lost_the_agent_is_told(stand: Stand) -> None:
     run_id = asked_for(stand)
     sweeper = stand.sweeper()

@@ -127,10 +127,9 @@ class Executor:
         listed = PriceBook()
         self._prices: Callable[[], PriceBook] = prices if prices is not None else lambda: listed
         self._memory = memory
-        self.own = OwnClaims(database, settings.worker, memory)
-        self._claimant = Claimant(
-            namespace=settings.namespace, worker=settings.worker, lease_us=int(settings.lease_seconds * 1e6)
-        )
+        lease_us = int(settings.lease_seconds * 1e6)
+        self.own = OwnClaims(database, settings.worker, lease_us=lease_us, memory=memory)
+        self._claimant = Claimant(namespace=settings.namespace, worker=settings.worker, lease_us=lease_us)
         self._claimer = Claimer(
             database,
             registry,

@@ -14,16 +14,18 @@ import threading
 
 from paidonce_models.database.transactions import Database
 from paidonce_models.payloads.payload_memory import PayloadMemory
+from paidonce_models.states import StepState
 from paidonce_models.store.steps.claims import Claim, find_claims
-from paidonce_models.store.steps.leases import LeaseKey
+from paidonce_models.store.steps.leases import LeaseKey, renew_leases
 from paidonce_workers.execution.attempt import key_of
 
 
 class OwnClaims:
     """The claims of one process. Thread-safe."""
 
-    def __init__(self, database: Database, worker: str, memory: PayloadMemory | None = None) -> None:
+    def __init__(self, database: Database, worker: str, *, lease_us: int, memory: PayloadMemory | None = None) -> None:
         self._database = database
+        self._lease_us = lease_us
         self._worker = worker
         self._memory = memory
         self._lock = threading.Lock()
@@ -55,13 +57,20 @@ class OwnClaims:
                 # Its thread may have finished it between the query and this line; from here on nobody else can take it.
                 is_open = False
                 try:
-                    is_open = key_of(claim) in map(key_of, self._of_run(run_id))
+                    is_open = self._renew(key_of(claim))
                 finally:
                     if not is_open:
                         self.release(claim)
                 if is_open:
                     return claim
         return None
+
+    def _renew(self, key: LeaseKey) -> bool:
+        """Whether it is still this process's to execute: nobody has renewed its lease while it was in doubt."""
+        states = self._database.transact(
+            lambda connection: renew_leases(connection, worker=self._worker, held=[key], lease_us=self._lease_us)
+        )
+        return states.get(key) == StepState.RUNNING
 
     def _of_run(self, run_id: str) -> list[Claim]:
         with self._database.read() as connection:

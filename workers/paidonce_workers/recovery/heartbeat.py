@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection
 
@@ -135,15 +135,19 @@ class Heartbeat:
                 )
 
     def _renew_alone(self, held: list[HeldLease], error: StoreError) -> dict[LeaseKey, str]:
-        """A store that takes no new rows (it is full) may still update some: a lease must not expire for its calls.
+        """A store that takes no new rows (it is full) may still update some: no lease may expire for what else is due.
 
-        The calls were put back and are written by a later heartbeat, or with the end of their attempts.
+        The calls were put back and are written by a later heartbeat, or with the end of their attempts. The worker's
+        own row comes last and alone: a full disk refuses it while leases, whose rows are smaller, still have room.
         """
-        states = self._database.transact(lambda connection: self._write(connection, held, [], {}, None), urgent=True)
+        states = self._database.transact(lambda connection: self._renew(connection, held), urgent=True)
+        if (worker := self._registered_as) is not None:
+            with suppress(StoreUnavailable, StatementRefused):
+                self._database.transact(lambda connection: worker_seen(connection, worker), urgent=True)
         level, self._keeps_calls = (logging.DEBUG if self._keeps_calls else logging.WARNING), True
         log.log(
             level,
-            "leases are renewed, finished calls cannot be written and are kept: %s",
+            "leases are renewed, the rest of the heartbeat is refused and kept for later: %s",
             error.message,
             extra={"event": "calls_kept"},
         )
@@ -157,15 +161,18 @@ class Heartbeat:
         calls: Calls,
         awaited: AwaitedChanges | None,
     ) -> dict[LeaseKey, str]:
-        states = renew_leases(
-            connection, worker=self._worker, held=[lease.key for lease in held], lease_us=self._lease_us
-        )
+        states = self._renew(connection, held)
         _insert(connection, spending, calls)
         if awaited is not None:
             awaited.write(connection)
         if self._registered_as is not None:
             worker_seen(connection, self._registered_as)
         return states
+
+    def _renew(self, connection: Connection, held: list[HeldLease]) -> dict[LeaseKey, str]:
+        return renew_leases(
+            connection, worker=self._worker, held=[lease.key for lease in held], lease_us=self._lease_us
+        )
 
 
 @contextmanager

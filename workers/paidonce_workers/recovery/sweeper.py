@@ -4,7 +4,8 @@ Republishes what is due and unclaimed, fires timers, reclaims what vanished work
 held, releases held steps once their budget has room, and parked steps once their
 circuit may have closed. After a store error, or a gap of its own, it waits a full
 lease before it reclaims anything, so that a database failover or a suspended machine
-does not fence the whole fleet. The leader of the first shard also adds calls whose
+does not fence the whole fleet; a process that is known to live is granted a last lease
+before its step is reclaimed. The leader of the first shard also adds calls whose
 cause is final to the ledger's sums.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
@@ -29,16 +31,19 @@ from paidonce_models.store.circuits.parked_steps import tidy_parked_steps
 from paidonce_models.store.ledger.awaited_calls import settle_left_behind
 from paidonce_models.store.ledger.rolling_up import ROLL_UP_BATCH, roll_up
 from paidonce_models.store.messages import Message
-from paidonce_models.store.recovery.lost_steps import company_of, expired_leases, reclaim_step
+from paidonce_models.store.recovery.lost_steps import Holding, expired_leases, grant_lease, holding_of, reclaim_step
 from paidonce_models.store.recovery.slice_marks import forget_marks_of_ended_runs
 from paidonce_models.store.recovery.sweeping import Due, due_timers, fire_timer, lead, resign, take_due
 from paidonce_models.store.recovery.witnesses import forget_silent_witnesses
 from paidonce_models.store.recovery.workers import forget_workers
 from paidonce_models.store.runs.run_states import update_stale_run_states
+from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_workers.breakers import CircuitBreakers
 from paidonce_workers.resilience.parking_lot import ParkingLot
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GAP_SECONDS = 5.0
 REPEATS_THAT_DOUBT_THE_QUEUE = 3
@@ -46,6 +51,7 @@ REPEATS_THAT_DOUBT_THE_QUEUE = 3
 BLOCK_EVERY_SECONDS = 5.0
 PROCESSES_REMEMBERED = 1_000
 """How many vanished processes are remembered as having run several steps, because their leases expire one by one."""
+GRANTS_REMEMBERED = 10_000
 ROLL_UP_EVERY_SECONDS = 10.0
 ROLL_UP_BATCHES = 5
 """Seconds that a sweep may spend on the ledger's sums; the rest follows in the next one, and queries stay right."""
@@ -86,7 +92,9 @@ class Sweeper:
         self._company: deque[str] = deque(maxlen=PROCESSES_REMEMBERED)
         self._parking = ParkingLot(database, namespace, breakers)
         self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
-        self._frozen_us = int(max(frozen_seconds - lease_seconds, 0.0) * 1e6)
+        self._lease_us = int(lease_seconds * 1e6)
+        self._frozen_us = int(max(frozen_seconds - 2 * lease_seconds, 0.0) * 1e6)  # one is granted at the end
+        self._granted: dict[LeaseKey, int] = {}
         self._living = living
         self._stopping = threading.Event()
         self._due = threading.Event()
@@ -218,7 +226,7 @@ class Sweeper:
             self._database.transact(lambda connection: settle_left_behind(connection, self._namespace))
         return messages
 
-    def _one_of_many(self, act: Callable[[Connection], Message | None]) -> Message | None:
+    def _one_of_many(self, act: Callable[[Connection], T | None]) -> T | None:
         """One transaction of a sweep; a row that the store refuses must not keep the others from being served."""
         try:
             return self._database.transact(act)
@@ -267,16 +275,18 @@ class Sweeper:
         living = self._living()
         with self._database.read() as connection:
             expired = [
-                (key, *company_of(connection, key))
+                holding_of(connection, key)
                 for key in expired_leases(
                     connection, namespace=self._namespace, shard=shard, living=living, frozen_us=self._frozen_us
                 )
             ]
-        self._company.extend({owner for _, owner, held in expired if held > 1})
+        expired = [holding for holding in expired if holding.owner not in living or self._had_its_chance(holding)]
+        self._company.extend({holding.owner for holding in expired if holding.held > 1})
         messages: list[Message] = []
         why = f"no heartbeat from the worker for {self._lease_seconds:g} s"
-        for key, owner, _ in expired:
-            message = self._one_of_many(partial(reclaim_step, key=key, why=why, alone=owner not in self._company))
+        for holding in expired:
+            key, alone = holding.key, holding.owner not in self._company
+            message: Message | None = self._one_of_many(partial(reclaim_step, key=key, why=why, alone=alone))
             log.warning(
                 "step %d of run %s: attempt %d is lost, no heartbeat came from its worker",
                 key.position,
@@ -287,6 +297,20 @@ class Sweeper:
             if message is not None:
                 messages.append(message)
         return messages
+
+    def _had_its_chance(self, holding: Holding) -> bool:
+        """Whether a living process let a lease expire that was granted when the store took writes.
+
+        Before that, it may be the store that took no heartbeats, and took this sweep's smaller writes.
+        """
+        if self._granted.pop(holding.key, None) == holding.expires_at_us:
+            return True
+        granted = self._one_of_many(partial(grant_lease, holding=holding, lease_us=self._lease_us))
+        if granted is not None:
+            self._granted[holding.key] = granted
+            if len(self._granted) > GRANTS_REMEMBERED:
+                del self._granted[next(iter(self._granted))]  # of the oldest: most of them have renewed it long ago
+        return False
 
     def _worth_publishing(self, due: list[Due]) -> list[Message]:
         """Leave out what most probably waits in its queue: repeating a backlog only makes it longer."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, text
 
@@ -73,6 +74,16 @@ _AVOID = text(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Who holds a step, with how many others, and until when in µs since 1970."""
+
+    key: LeaseKey
+    owner: str
+    held: int
+    expires_at_us: int | None
+
+
 def expired_leases(
     connection: Connection,
     *,
@@ -91,17 +102,40 @@ def expired_leases(
     return [LeaseKey(row.run_id, row.position, row.attempt) for row in rows]
 
 
+# Races with the heartbeat that it stands for, and with the attempt's end: guarded as the reclaim is.
+_GRANT = text(
+    "UPDATE steps SET lease_expires_at_us = paidonce_now() + :lease_us WHERE run_id = :run_id "
+    "AND position = :position AND attempt = :attempt AND lease_owner = :owner AND lease_expires_at_us = :expired_at_us "
+    "RETURNING lease_expires_at_us"
+)
+
+
+def grant_lease(connection: Connection, holding: Holding, *, lease_us: int) -> int | None:
+    """One lease more for a process that lives, by whoever would reclaim its step; returns when that one expires.
+
+    It shows that the store takes writes: a heartbeat that is refused by a full disk must not cost a step that is paid.
+    ``None``: the lease is not any more what it was.
+    """
+    key = holding.key
+    parameters = {"run_id": key.run_id, "position": key.position, "attempt": key.attempt, "owner": holding.owner}
+    given = {"lease_us": lease_us, "expired_at_us": holding.expires_at_us}
+    granted = connection.execute(_GRANT, {**parameters, **given}).scalar()
+    return None if granted is None else int(granted)
+
+
 _SHARING = text(
     "SELECT s.run_id, s.position, s.attempt, (SELECT count(*) FROM steps o WHERE o.namespace = s.namespace "
-    "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner "
+    "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner, s.lease_expires_at_us "
     "FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
 )
 
 
-def company_of(connection: Connection, key: LeaseKey) -> tuple[str, int]:
-    """The process that holds the step, and how many leases it holds in all; ``("", 0)`` if none does."""
+def holding_of(connection: Connection, key: LeaseKey) -> Holding:
+    """The process that holds the step, and how many leases it holds in all; ``""`` and 0 if none does."""
     row = connection.execute(_SHARING, {"run_id": key.run_id, "position": key.position, "attempt": key.attempt}).first()
-    return ("", 0) if row is None or row.lease_owner is None else (str(row.lease_owner), int(row.held))
+    if row is None or row.lease_owner is None:
+        return Holding(key, "", 0, None)
+    return Holding(key, str(row.lease_owner), int(row.held), row.lease_expires_at_us)
 
 
 def reclaim_step(

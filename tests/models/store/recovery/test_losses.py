@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from paidonce_models.store.messages import AdvanceMessage, StepMessage
-from paidonce_models.store.recovery.lost_steps import company_of, reclaim_step
+from paidonce_models.store.recovery.lost_steps import grant_lease, holding_of, reclaim_step
 from paidonce_models.store.steps.claims import claim_step, find_suspect
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_models.store.steps.suspicion import Suspect
@@ -64,12 +64,29 @@ def test_a_cancelled_step_that_is_lost_is_blamed_for_nothing(store: Store) -> No
 def test_who_was_in_company_is_read_from_the_leases(store: Store) -> None:
     run_id = store.running(steps=4)
     first, second, other = (store.claimed(run_id, p, "w2" if p == 3 else "w1") for p in (1, 2, 3))
-    assert store.read(company_of, key_of(first)) == ("w1", 2)
-    assert store.read(company_of, key_of(other)) == ("w2", 1)
+
+    def holds(key: LeaseKey) -> tuple[str, int]:
+        holding = store.read(holding_of, key)
+        return holding.owner, holding.held
+
+    assert holds(key_of(first)) == ("w1", 2)
+    assert holds(key_of(other)) == ("w2", 1)
     store.complete(success(second))
-    assert store.read(company_of, key_of(first)) == ("w1", 1)
-    assert store.read(company_of, LeaseKey(run_id, 4, 1)) == ("", 0)
-    assert store.read(company_of, LeaseKey("nobody", 4, 1)) == ("", 0)
+    assert holds(key_of(first)) == ("w1", 1)
+    assert holds(LeaseKey(run_id, 4, 1)) == ("", 0)
+    assert holds(LeaseKey("nobody", 4, 1)) == ("", 0)
+
+
+def test_a_lease_is_granted_once_for_what_was_read(store: Store) -> None:
+    run_id = store.running()
+    claim = store.claimed(run_id)
+    store.clock.move(LEASE_US + SECOND_US)
+    seen = store.read(holding_of, key_of(claim))
+    granted = store.transact(grant_lease, seen, lease_us=LEASE_US)
+    assert granted is not None and granted >= store.clock.now_us + LEASE_US
+    assert granted == store.read(holding_of, key_of(claim)).expires_at_us
+    assert store.transact(grant_lease, seen, lease_us=LEASE_US) is None, "it was granted, or renewed, meanwhile"
+    assert store.transact(reclaim_step, key_of(claim), why="not heard of", alone=True) is None
 
 
 def test_a_suspect_is_left_to_those_who_isolate_it(store: Store) -> None:
