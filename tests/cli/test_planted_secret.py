@@ -19,12 +19,6 @@ SECRET = "Sesame-4711-open"
 NOBODY = "127.0.0.1:1"
 
 
-@pytest.fixture
-def project(new_project: Project) -> Project:
-    """Without a store: what creates it is tested here."""
-    return new_project
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)

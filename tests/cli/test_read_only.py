@@ -28,12 +28,6 @@ exec setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps +dac_read_s
 """
 
 
-@pytest.fixture
-def project(new_project: Project) -> Project:
-    """Without a store: what creates it is tested here."""
-    return new_project
-
-
 def in_container(*command: str, **environment: str) -> list[str]:
     """The command in a mount namespace of its own, where nothing can be written, under a nameless user."""
     variables = [f"{name}={value}" for name, value in environment.items()]

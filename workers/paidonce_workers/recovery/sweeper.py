@@ -286,7 +286,8 @@ class Sweeper:
         why = f"no heartbeat from the worker for {self._lease_seconds:g} s"
         for holding in expired:
             key, alone = holding.key, holding.owner not in self._company
-            message: Message | None = self._one_of_many(partial(reclaim_step, key=key, why=why, alone=alone))
+            reclaim: Callable[[Connection], Message | None] = partial(reclaim_step, key=key, why=why, alone=alone)
+            message = self._one_of_many(reclaim)
             log.warning(
                 "step %d of run %s: attempt %d is lost, no heartbeat came from its worker",
                 key.position,
