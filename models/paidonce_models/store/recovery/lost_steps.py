@@ -125,8 +125,8 @@ def grant_lease(connection: Connection, holding: Holding, *, lease_us: int) -> i
 
 _SHARING = text(
     "SELECT s.run_id, s.position, s.attempt, (SELECT count(*) FROM steps o WHERE o.namespace = s.namespace "
-    "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner, s.lease_expires_at_us "
-    "FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
+    "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner, "
+    "s.lease_expires_at_us FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
 )
 
 
