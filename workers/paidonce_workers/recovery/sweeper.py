@@ -226,7 +226,7 @@ class Sweeper:
             self._database.transact(lambda connection: settle_left_behind(connection, self._namespace))
         return messages
 
-    def _one_of_many(self, act: Callable[[Connection], T | None]) -> T | None:
+    def _one_of_many(self, act: Callable[[Connection], T]) -> T | None:
         """One transaction of a sweep; a row that the store refuses must not keep the others from being served."""
         try:
             return self._database.transact(act)
