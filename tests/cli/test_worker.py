@@ -13,7 +13,7 @@ from tests.cli.conftest import NOBODY_LISTENS, Project
 from tests.services.waiting import wait_until
 
 
-@pytest.fixture(params=["threads", "prefork"])
+@pytest.fixture(params=["threads", pytest.param("prefork", marks=pytest.mark.slow)])
 def pool(request: pytest.FixtureRequest) -> str:
     """Both pools."""
     return str(request.param)

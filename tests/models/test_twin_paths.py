@@ -53,7 +53,7 @@ def test_both_paths_write_the_same_rows_in_the_usual_cases(twin_store: Store, me
 
 
 @pytest.mark.parametrize("meanwhile", DISTURBANCES)
-@settings(PROFILE, max_examples=2)
+@settings(PROFILE, max_examples=1)
 @given(twin=twins)
 def test_both_paths_write_the_same_rows(twin_store: Store, meanwhile: str, twin: Twin) -> None:
     check(twin_store, meanwhile, twin)
@@ -107,7 +107,7 @@ def check_batch(single: Outcome, batch: Outcome, is_refused: bool) -> None:
     assert batch.rows == single.rows
 
 
-@settings(PROFILE, max_examples=15)
+@settings(PROFILE, max_examples=8)
 @given(played=st.lists(st.tuples(st.sampled_from(list(DISTURBANCES)), twins | st.sampled_from(USUAL)), min_size=2))
 def test_a_batch_writes_for_each_run_what_the_generic_path_writes(
     twin_store: Store, played: list[tuple[str, Twin]]
