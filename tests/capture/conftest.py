@@ -96,7 +96,9 @@ def client_environment(cache: pytest.Cache, name: str, requirements: list[str]) 
     if not stamp.exists() or stamp.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         installed = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", *requirements], capture_output=True, text=True
+            [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *requirements],
+            capture_output=True,
+            text=True,
         )
         if installed.returncode != 0:
             service_missing(f"the clients {' '.join(requirements)} could not be installed: {installed.stderr[-500:]}")

@@ -99,7 +99,7 @@ async def research(query: str) -> str:
 def run_id(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run in the store of the module's folder."""
     folder = tmp_path_factory.getbasetemp() / "imports"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "probed_agents.py").write_text(AGENTS)
     client = Client(Settings(home=folder / "home", broker_url="memory://"), registry=Registry())
     handle = client.submit("research", {"query": "why?"})

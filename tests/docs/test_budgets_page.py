@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Project, project  # noqa: F401  the fixture
+from tests.cli.conftest import Project, empty_store, new_project, project  # noqa: F401  the fixtures
 from tests.docs.readme_file import ROOT
 
 pytestmark = pytest.mark.slow

@@ -1,11 +1,10 @@
 """PostgreSQL's single statements write the rows that the generic ones write, and refuse what those refuse.
 
-``TEST_SCENARIOS`` sets how many cases the slow form plays for each thing that can happen meanwhile, in hundredths.
+``TEST_SHARE`` sets how many of a hundred cases the slow form plays for each thing that can happen meanwhile.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from paidonce_models.store.steps.completion import Acceptance
+from tests.long_proofs import share_of
 from tests.models.stored_runs import Store
 from tests.models.twin_paths import (
     DISTURBANCES,
@@ -30,7 +30,7 @@ from tests.models.twin_paths import (
 )
 from tests.services.postgres import fresh_database
 
-MANY = max(1, int(os.environ.get("TEST_SCENARIOS", "2000")) // 20)
+MANY = share_of(100)
 PROFILE = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     phases=set(Phase) - {Phase.explain},

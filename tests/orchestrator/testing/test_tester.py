@@ -21,6 +21,7 @@ from paidonce.testing import AgentTester, FakeClock, run_agent
 from paidonce_models.errors import HistoryMismatch, InvalidInput, NotReplayable, RunBlocked, RunCancelled, RunFailed
 from paidonce_models.states import RunState
 from paidonce_models.store.queries import read_attempts
+from tests.long_proofs import share_of
 
 tries: list[str] = []
 
@@ -387,7 +388,7 @@ def test_no_crash_and_no_order_of_delivery_changes_an_agents_result(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(max_examples=40)
+@settings(max_examples=share_of(40))
 @any_lives
 def test_none_of_many_crashes_and_orders_of_delivery_changes_an_agents_result(
     plan: list[str], crash_after: set[int], crash_during: set[int], seed: int, twice: bool

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.long_proofs import share_of
 from tests.workers.breakers.machine import CircuitMachine, scenarios
 
-SCENARIOS = 3_000
+SCENARIOS = share_of(3_000)
 """With those of ``test_rules``, which ask the model as well, 5,000."""
 
 

@@ -16,11 +16,12 @@ from paidonce_workers.breakers.outcome import failure
 from paidonce_workers.breakers.redis_connecting import connection_maker
 from paidonce_workers.breakers.redis_link import Link
 from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
+from tests.long_proofs import share_of
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.machine import CircuitMachine, ForgetfulRules, scenarios
 from tests.workers.breakers.oracle import Clock
 
-SCENARIOS_ON_BOTH_SERVERS = 2_000
+SCENARIOS_ON_BOTH_SERVERS = share_of(2_000)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers.circuit_state import Answer, CircuitState, Verdict
 from paidonce_workers.breakers.outcome import SUCCESS, Outcome, failure
 from paidonce_workers.breakers.without_redis import MOST_IN_WINDOW, CircuitAlone
+from tests.long_proofs import share_of
 from tests.workers.breakers.machine import TOKEN_US, Call, chances, outcomes
 from tests.workers.breakers.oracle import Clock, Oracle
 
@@ -106,7 +107,11 @@ def alike(found: Answer, expected: Answer) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("how_many", [50, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "how_many",
+    [50, pytest.param(share_of(2_000), marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+    ids=["few", "many"],
+)
 def test_a_circuit_alone_does_what_the_model_does(how_many: int) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         AloneMachine,

@@ -23,6 +23,7 @@ from paidonce_models.store.ledger.call_rows import insert_calls
 from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.runs.run_states import update_stale_run_states
 from paidonce_models.store.steps.leases import mark_unknown, release_step
+from tests.long_proofs import share_of
 from tests.models.ledger_acts import Lives
 from tests.models.stored_runs import (
     NAMESPACE,
@@ -586,7 +587,7 @@ def test_accounts_hold_what_is_reserved_and_spent_whatever_happens(shared_store:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(max_examples=25, suppress_health_check=CHECKS)
+@settings(max_examples=share_of(25), suppress_health_check=CHECKS)
 @given(seed=st.integers(0, 2**32), acts=st.integers(20, 90))
 def test_accounts_hold_what_is_reserved_and_spent_in_many_lives(shared_store: Store, seed: int, acts: int) -> None:
     live_and_check(shared_store, seed, acts)

@@ -1,11 +1,10 @@
 """Two committers, their heartbeats and a saboteur on the same runs: nothing is lost, repeated or written in half.
 
-``TEST_SCENARIOS`` sets how many items the slow form commits, times five.
+``TEST_SHARE`` sets how many of ten thousand items the slow form commits.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections import Counter
@@ -32,10 +31,11 @@ from paidonce_models.store.runs.runs_head import RunHead, read_head
 from paidonce_models.store.steps.claims import Claim, Claimant, claim_step, find_claims
 from paidonce_models.store.steps.completion import Acceptance, LogGap, complete_alone, record_refused
 from paidonce_models.store.steps.leases import LeaseKey, renew_leases
+from tests.long_proofs import share_of
 from tests.models.stored_runs import LEASE_US, NAMESPACE, Store, failure, key_of, new_step, succeeded, success
 from tests.services.postgres import fresh_database
 
-MANY = 5 * int(os.environ.get("TEST_SCENARIOS", "2000"))
+MANY = share_of(10_000)
 RUNS = 24
 THREADS = 5
 T = TypeVar("T")

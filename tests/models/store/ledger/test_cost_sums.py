@@ -16,6 +16,7 @@ from paidonce_models.states import ATTEMPT_MOVES, RUN_MOVES, RUN_TERMINAL, Attem
 from paidonce_models.store.ledger.cost_queries import CostRow, CostTable, read_costs
 from paidonce_models.store.ledger.cost_statements import MEASURES, CostQuestion, cost_statement, kept_sums
 from paidonce_models.store.ledger.rolling_up import roll_up
+from tests.long_proofs import share_of
 from tests.models.ledger_acts import Lives
 from tests.models.stored_runs import NAMESPACE, Store
 
@@ -108,7 +109,7 @@ def test_every_sum_is_the_same_nano_dollars_whatever_happened(shared_store: Stor
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(max_examples=25, suppress_health_check=CHECKS)
+@settings(max_examples=share_of(25), suppress_health_check=CHECKS)
 @given(seed=st.integers(0, 2**32), acts=st.integers(20, 90))
 def test_every_sum_is_the_same_nano_dollars_in_many_lives(shared_store: Store, seed: int, acts: int) -> None:
     live_and_check(shared_store, seed, acts)
