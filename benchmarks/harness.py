@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from benchmarks.dbos_queue.system import DbosQueue
 from benchmarks.measuring import Meter, StoreCounters, read_store_counters
@@ -20,17 +21,38 @@ from benchmarks.workloads import DBOS, PAIDONCE, PLAIN_CELERY, Case, PlainPool
 Line = dict[str, object]
 
 
+class Watcher(Protocol):
+    """Something that looks at the workers while a case is measured."""
+
+    def begin(self, process_ids: Sequence[int]) -> None:
+        """The case begins, in these processes and their children."""
+
+    def stop(self) -> None:
+        """The case has ended; the processes still run."""
+
+
 def measure_case(
-    workload: str, case: Case, system_names: tuple[str, ...], store: str, broker_kind: str
+    workload: str,
+    case: Case,
+    system_names: tuple[str, ...],
+    store: str,
+    broker_kind: str,
+    *,
+    watch: Watcher | None = None,
 ) -> Iterator[Line]:
-    """Measure one case with each system that can do it, on servers of its own; yields one line each."""
+    """Measure one case with each system that can do it, on servers of its own; yields one line each.
+
+    ``watch`` is told the worker processes after the warm-up, and the end.
+    """
     for name in case.only:
         if name not in system_names:
             continue
         variants: tuple[PlainPool | None, ...] = case.plain_pools if name == PLAIN_CELERY else (None,)
         for pool in variants:
             with _system(name, case, store, broker_kind, pool) as (system, database_url, broker_ids):
-                yield {"workload": workload, "case": case.name} | _measure(system, case, database_url, broker_ids)
+                yield {"workload": workload, "case": case.name} | _measure(
+                    system, case, database_url, broker_ids, watch
+                )
 
 
 @contextmanager
@@ -64,7 +86,13 @@ def _build(
     raise ValueError(f"no system is named {name!r}")
 
 
-def _measure(system: System, case: Case, database_url: str | None, broker_ids: tuple[int, ...]) -> Line:
+def _measure(
+    system: System,
+    case: Case,
+    database_url: str | None,
+    broker_ids: tuple[int, ...],
+    watch: Watcher | None,
+) -> Line:
     postgres = database_url if database_url is not None and database_url.startswith("postgresql") else None
     warm_up = replace(case, runs=min(20, case.runs * 4), steps=min(3, case.steps))
     system_started = False
@@ -74,9 +102,13 @@ def _measure(system: System, case: Case, database_url: str | None, broker_ids: t
         system.run(warm_up)
         before = read_store_counters(postgres) if postgres is not None else StoreCounters()
         meter = Meter(trees=system.trees, producers=system.producers, broker_ids=broker_ids, database_url=postgres)
+        if watch is not None:
+            watch.begin(system.trees)
         meter.start()
         system.run(case)
         reading = meter.stop()
+        if watch is not None:
+            watch.stop()
         extra = _optional(system, "details")
     finally:
         system.stop()

@@ -72,17 +72,11 @@ class Paidonce:
     def run(self, case: Case) -> None:
         """Submits one run after the other, as a producer does, and asks for each by its id until it has ended."""
         self._handles = [
-            self._client.submit(
-                case.agent or case.shape,
-                {
-                    "run": number,
-                    "steps": case.steps,
-                    "wait_seconds": case.wait_seconds,
-                    "result_bytes": case.result_bytes,
-                },
-            )
+            self._submit(case.agent or case.shape, number, case.steps, case.wait_seconds, case.result_bytes)
             for number in range(1, case.runs + 1)
         ]
+        if case.burst_steps:
+            self._submit("chain", 0, case.burst_steps, 0.0, case.result_bytes)
         end = time.monotonic() + _CASE_SECONDS
         for handle in self._handles:
             while handle.state in ("pending", "running", "waiting"):
@@ -92,10 +86,36 @@ class Paidonce:
             if handle.result(timeout=1) != case.steps:
                 raise RuntimeError(f"{handle} returned something else than {case.steps}")
 
+    def _submit(self, agent: str, number: int, steps: int, wait_seconds: float, result_bytes: int) -> RunHandle:
+        given = {"run": number, "steps": steps, "wait_seconds": wait_seconds, "result_bytes": result_bytes}
+        return self._client.submit(agent, given)
+
     def details(self) -> dict[str, object]:
-        """For a conversation: milliseconds of a turn around turn 10 and over the last tenth of the turns."""
-        if self._case.shape != "conversation" or self._case.steps < 40:
+        """What the store's own times tell: latencies in a chain, the length of turns in a conversation."""
+        if self._case.shape == "chain" and self._case.steps > 1:
+            return self._added_latency()
+        if self._case.shape == "conversation" and self._case.steps >= 40:
+            return self._turns()
+        return {}
+
+    def _added_latency(self) -> dict[str, object]:
+        """Milliseconds between the ends of a run's steps, one after the other, beyond what the step itself waits."""
+        query = text(
+            "SELECT run_id, finished_at_us - lag(finished_at_us) OVER (PARTITION BY run_id ORDER BY position) "
+            "FROM steps"
+        )
+        with self._client.database.read() as connection:
+            rows = connection.execute(query).all()
+        measured = {handle.id for handle in self._handles}
+        waits_us = self._case.wait_seconds * 1e6
+        added = sorted(between - waits_us for run_id, between in rows if run_id in measured and between is not None)
+        if not added:
             return {}
+        p50, p99 = (added[min(len(added) - 1, int(len(added) * share))] for share in (0.5, 0.99))
+        return {"added_latency_ms": {"p50": round(p50 / 1000, 2), "p99": round(p99 / 1000, 2)}}
+
+    def _turns(self) -> dict[str, object]:
+        """Milliseconds of a turn around turn 10 and over the last tenth of the turns."""
         ended = [step.finished_at for step in self._handles[0].steps()]
         tenth = len(ended) // 10
 

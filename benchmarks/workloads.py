@@ -1,4 +1,4 @@
-"""What is measured: the six workloads, each a few cases that every system runs in the same shape.
+"""What is measured: the seven workloads, each a few cases that every system runs in the same shape.
 
 A case's ``shape`` says how its steps depend on each other: ``chain`` (each after the one before), ``gather`` (all at
 once), ``conversation`` (a chain whose argument is the list of all earlier turns). ``only`` names the systems that can
@@ -39,6 +39,8 @@ class Case:
     turn_seconds: float = 5.0
     only: tuple[str, ...] = (PLAIN_CELERY, PAIDONCE, DBOS)
     plain_pools: tuple[PlainPool, ...] = (PlainPool("prefork", 2),)
+    burst_steps: int = 0
+    """How many steps that do nothing one more run has, which begins at the same moment and is not measured itself."""
 
     @property
     def total_steps(self) -> int:
@@ -147,6 +149,33 @@ WORKLOADS: dict[str, Workload] = {
             name="W6",
             shows="a message list that grows by 8 KB a turn over 200 turns",
             cases=(Case(name="200 turns x 8 KB", steps=200, shape="conversation", result_bytes=8192),),
+        ),
+        Workload(
+            name="W7",
+            shows="what is added to a step's own 200 ms with 1, 100 and 1,000 runs at once, and beside a burst",
+            cases=(
+                Case(name="1 x 40 no-op", steps=40, only=(PAIDONCE,)),
+                *(
+                    Case(
+                        name=f"{runs} x 10 x 200 ms",
+                        runs=runs,
+                        steps=10,
+                        wait_seconds=0.2,
+                        concurrency=max(16, runs // 2),
+                        only=(PAIDONCE,),
+                    )
+                    for runs in (1, 100, 1000)
+                ),
+                Case(
+                    name="100 x 10 x 200 ms beside 2000 no-op",
+                    runs=100,
+                    steps=10,
+                    wait_seconds=0.2,
+                    concurrency=60,
+                    burst_steps=2000,
+                    only=(PAIDONCE,),
+                ),
+            ),
         ),
     )
 }

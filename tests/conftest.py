@@ -26,6 +26,8 @@ pytest_plugins = [
 
 ROOT = Path(__file__).parent
 SERVER_FIXTURES = {"postgres_server", "postgres_binaries", "rabbitmq_server", "tls_rabbitmq"}
+WRITTEN_MARKERS = {"browser", "chaos", "neighbour", "slow"}
+"""That stand in the file of the test or the ``conftest.py`` of its folder; ``service`` is set by fixtures."""
 SLOW_SECONDS = 240
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "40"))
 SETTINGS_OF_THE_DEVELOPER = ("AGENTS", "BROKER_URL", "DATABASE_URL", "HOME", "POLICIES", "REDIS_URL")
@@ -55,7 +57,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def _demanded_marker(expression: str) -> str | None:
     """What ``slow and not chaos`` asks of every test; ``None`` where one can do without."""
     words = expression.split(" and ")
-    return words[0] if words[0].isidentifier() and "or" not in expression.split() else None
+    return words[0] if words[0] in WRITTEN_MARKERS and "or" not in expression.split() else None
 
 
 @pytest.hookimpl(trylast=True)  # a folder of tests may say something else

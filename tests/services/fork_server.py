@@ -4,7 +4,8 @@ A process that only starts and imports costs a second of CPU; most tests of comm
 What such a process does from then on is what ``python -m MODULE`` does, in a process of its own: its own environment,
 folder, standard streams, signals and end. It is a child of the server, so its end is told over a pipe.
 
-What a fork cannot change is left to real processes: the interpreter's flags, and the order of imports.
+What a fork cannot change is left to real processes: the interpreter's flags, and the order of imports. What happens
+while an interpreter is taken apart does not happen here either.
 """
 
 from __future__ import annotations
@@ -263,17 +264,14 @@ def _main() -> None:
 
 
 def _run(module: str) -> object:
-    """What its ``SystemExit`` or its end says."""
+    """What its ``SystemExit`` or its end says; ``-SIGINT`` if it let that through."""
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         return ended.code
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except Exception:  # noqa: BLE001 - as the interpreter would
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is one
-        return 1
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(type(error), error, error.__traceback__)
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
@@ -284,9 +282,15 @@ def _end_with(code: object) -> None:
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        code = 120
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit((code or 0) & 0xFF)
 
 

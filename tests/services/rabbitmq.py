@@ -23,7 +23,7 @@ EXTRA_PROGRAM_FOLDERS = ("/usr/sbin", "/opt/homebrew/sbin", "/usr/local/sbin")
 CONTROL_SECONDS = 60.0
 MADE_AT_ONCE = 4
 MAKE = (
-    'rabbit_vhost:add(V, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+    'ok = rabbit_vhost:add(V, <<"tests">>), ok = rabbit_auth_backend_internal:set_permissions('
     '<<"{user}">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)'
 )
 DELETE = 'rabbit_vhost:delete(V, <<"tests">>)'
@@ -86,9 +86,11 @@ class _Vhosts:
         """The name of one that nobody has used."""
         if not self._unused:
             several = [f"paidonce-test-{uuid.uuid4().hex[:12]}" for _ in range(MADE_AT_ONCE)]
-            old, self._made = self._made, several
+            old = self._made.copy()
+            self._made += several
             if not _eval(self._program, [_for_each(old, DELETE), _for_each(several, self._make)]):
                 service_missing("rabbitmqctl eval could not make vhosts")
+            self._made = several
             self._unused = several.copy()
         return self._unused.pop()
 

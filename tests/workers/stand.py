@@ -200,6 +200,7 @@ class Stand:
             no_worker_seconds=60.0,
             breakers=settings.pop("breakers", None),
             living=lambda: settings.get("living", ()),
+            frozen_seconds=settings.get("frozen_seconds", 0.0),
             now_seconds=self.now_seconds,
         )
 

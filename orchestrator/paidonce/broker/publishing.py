@@ -141,10 +141,14 @@ class Publisher:
             self._keeping.release()
 
     def _connect(self) -> Any:
-        """A new connection, connected by our own rules: left to its first use, kombu tries for six seconds."""
+        """A new connection, connected by our own rules: left to its first use, kombu tries for six seconds.
+
+        Every host of the address is tried once, and one more.
+        """
         connection = self._app.connection_for_write()
+        policy = self._retry_policy()
         try:
-            connection.ensure_connection(**self._retry_policy())
+            connection.ensure_connection(**{**policy, "max_retries": max(policy["max_retries"], len(connection.alt))})
         except BaseException:
             connection.collect(CLOSING_SECONDS)
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from paidonce import agent, step
 from paidonce_models.errors import StoreUnreachable
+from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.steps.claims import Claim, claim_step
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_workers.execution.own_claims import OwnClaims
@@ -73,24 +74,21 @@ def test_the_lease_of_a_claim_in_doubt_begins_anew(own: OwnClaims, stand: Stand,
     assert left_us == 10_000_000, "nobody renewed it while it was in doubt"
 
 
-def done(key: LeaseKey) -> bool:
-    """What a renewal finds once the step's completion has been written."""
-    return False
-
-
-def away(key: LeaseKey) -> bool:
-    """A renewal while the store is away."""
-    raise StoreUnreachable("away")
-
-
-@pytest.mark.parametrize("renewal", [done, away])
-def test_a_claim_is_left_that_may_have_been_done_with_since_it_was_seen(
-    own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch, renewal: Callable[[LeaseKey], bool]
+def test_a_claim_is_left_that_has_ended_since_it_was_seen(
+    own: OwnClaims, stand: Stand, claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "_renew", renewal)
-    if renewal is away:
-        with pytest.raises(StoreUnreachable):
-            own.take_in_doubt(claim.run_id)
-    else:
-        assert own.take_in_doubt(claim.run_id) is None
+    monkeypatch.setattr(own, "_of_run", lambda run_id: [claim])
+    key = LeaseKey(claim.run_id, claim.position, claim.attempt)
+    stand.database.transact(lambda c: reclaim_step(c, key, why="gone", alone=True, anyway=True))
+    assert own.take_in_doubt(claim.run_id) is None
+    assert own.take(claim) is claim, "it was released"
+
+
+def test_a_claim_is_left_while_the_store_is_away(own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(key: LeaseKey) -> bool:
+        raise StoreUnreachable("away")
+
+    monkeypatch.setattr(own, "_renew", away)
+    with pytest.raises(StoreUnreachable):
+        own.take_in_doubt(claim.run_id)
     assert own.take(claim) is claim, "it was released"

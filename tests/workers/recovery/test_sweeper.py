@@ -243,6 +243,43 @@ def test_a_living_process_gets_a_lease_before_its_step_is_reclaimed(stand: Stand
     assert stand.attempts(run_id)[0].outcome == "lost", "nobody renews it, and the store takes writes"
 
 
+def test_a_frozen_process_keeps_its_step_for_its_time_and_not_longer(stand: Stand) -> None:
+    run_id = asked_for(stand)
+    claim(stand, run_id)
+    sweeper = stand.sweeper(living=["worker-1"], frozen_seconds=60.0)
+    rounds(stand, sweeper, 58)
+    assert stand.attempts(run_id)[0].outcome is None
+    rounds(stand, sweeper, 8)
+    assert stand.attempts(run_id)[0].outcome == "lost"
+
+
+def test_a_new_leader_grants_once_more(stand: Stand) -> None:
+    run_id = asked_for(stand)
+    claim(stand, run_id)
+    first = stand.sweeper(living=["worker-1"], frozen_seconds=60.0)
+    rounds(stand, first, 52)
+    second = stand.sweeper("sweeper-2", living=["worker-1"], frozen_seconds=60.0)
+    rounds(stand, second, 40)
+    assert stand.attempts(run_id)[0].outcome is None
+    rounds(stand, second, 30)
+    assert stand.attempts(run_id)[0].outcome == "lost"
+
+
+def test_a_reclaim_that_is_refused_costs_no_second_grant(stand: Stand) -> None:
+    run_id = asked_for(stand)
+    claim(stand, run_id)
+    sweeper = stand.sweeper(living=["worker-1"], frozen_seconds=60.0)
+    rounds(stand, sweeper, 58)
+    stand.database.transact(
+        lambda c: c.execute(text("CREATE TRIGGER no BEFORE INSERT ON avoided BEGIN SELECT RAISE(ABORT, 'full'); END"))
+    )
+    rounds(stand, sweeper, 8)
+    assert stand.attempts(run_id)[0].outcome is None
+    stand.database.transact(lambda c: c.execute(text("DROP TRIGGER no")))
+    rounds(stand, sweeper, 4)
+    assert stand.attempts(run_id)[0].outcome == "lost"
+
+
 def test_after_max_lost_the_agent_is_told(stand: Stand) -> None:
     run_id = asked_for(stand)
     sweeper = stand.sweeper()

@@ -120,6 +120,14 @@ class Heartbeat:
             self._keeps_calls = False
         except (StoreUnavailable, StatementRefused) as error:
             states = self._renew_alone(held, error)
+            self._stop_what_is_lost(held, states)
+            if (worker := self._registered_as) is not None:
+                with suppress(StoreError):
+                    self._database.transact(lambda connection: worker_seen(connection, worker), urgent=True)
+            return
+        self._stop_what_is_lost(held, states)
+
+    def _stop_what_is_lost(self, held: list[HeldLease], states: dict[LeaseKey, str]) -> None:
         for lease in held:
             state = states.get(lease.key)
             if state in ("running", "unknown") or not self._held.holds(lease.key):
@@ -137,13 +145,10 @@ class Heartbeat:
     def _renew_alone(self, held: list[HeldLease], error: StoreError) -> dict[LeaseKey, str]:
         """A store that takes no new rows (it is full) may still update some: no lease may expire for what else is due.
 
-        The calls were put back and are written by a later heartbeat, or with the end of their attempts. The worker's
-        own row comes last and alone: a full disk refuses it while leases, whose rows are smaller, still have room.
+        The calls were put back and are written by a later heartbeat, or with the end of their attempts. A full disk
+        refuses the worker's own row as well, while leases, whose rows are smaller, still have room.
         """
         states = self._database.transact(lambda connection: self._renew(connection, held), urgent=True)
-        if (worker := self._registered_as) is not None:
-            with suppress(StoreUnavailable, StatementRefused):
-                self._database.transact(lambda connection: worker_seen(connection, worker), urgent=True)
         level, self._keeps_calls = (logging.DEBUG if self._keeps_calls else logging.WARNING), True
         log.log(
             level,

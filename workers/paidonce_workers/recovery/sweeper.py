@@ -51,7 +51,6 @@ REPEATS_THAT_DOUBT_THE_QUEUE = 3
 BLOCK_EVERY_SECONDS = 5.0
 PROCESSES_REMEMBERED = 1_000
 """How many vanished processes are remembered as having run several steps, because their leases expire one by one."""
-GRANTS_REMEMBERED = 10_000
 ROLL_UP_EVERY_SECONDS = 10.0
 ROLL_UP_BATCHES = 5
 """Seconds that a sweep may spend on the ledger's sums; the rest follows in the next one, and queries stay right."""
@@ -94,7 +93,7 @@ class Sweeper:
         self._lead_us = int(max(2.5 * every_seconds, 3.0) * 1e6)
         self._lease_us = int(lease_seconds * 1e6)
         self._frozen_us = int(max(frozen_seconds - 2 * lease_seconds, 0.0) * 1e6)  # one is granted at the end
-        self._granted: dict[LeaseKey, int] = {}
+        self._granted: dict[int, dict[LeaseKey, int]] = {}
         self._living = living
         self._stopping = threading.Event()
         self._due = threading.Event()
@@ -273,6 +272,7 @@ class Sweeper:
 
     def _reclaim(self, shard: int) -> list[Message]:
         living = self._living()
+        granted = self._granted.setdefault(shard, {})
         with self._database.read() as connection:
             expired = [
                 holding_of(connection, key)
@@ -280,7 +280,27 @@ class Sweeper:
                     connection, namespace=self._namespace, shard=shard, living=living, frozen_us=self._frozen_us
                 )
             ]
-        expired = [holding for holding in expired if holding.owner not in living or self._had_its_chance(holding)]
+            on_grant = [holding_of(connection, key) for key in granted]
+        for holding in on_grant:
+            if holding.expires_at_us != granted[holding.key]:
+                del granted[holding.key]  # it was renewed, or the attempt has ended
+        lost = {holding.key: holding for holding in expired if holding.owner not in living}
+        lost |= {holding.key: holding for holding in on_grant if holding.key in granted and holding.has_expired}
+        for holding in expired:
+            if holding.key not in lost and holding.key not in granted:
+                self._grant(granted, holding)
+        return self._lose(list(lost.values()))
+
+    def _grant(self, granted: dict[LeaseKey, int], holding: Holding) -> None:
+        """A last lease for a living process: it may be the store that took none of its heartbeats.
+
+        What this sweep writes may be taken where a heartbeat was refused, as its rows are smaller.
+        """
+        until = self._one_of_many(partial(grant_lease, holding=holding, lease_us=self._lease_us))
+        if until is not None:
+            granted[holding.key] = until
+
+    def _lose(self, expired: list[Holding]) -> list[Message]:
         self._company.extend({holding.owner for holding in expired if holding.held > 1})
         messages: list[Message] = []
         why = f"no heartbeat from the worker for {self._lease_seconds:g} s"
@@ -298,20 +318,6 @@ class Sweeper:
             if message is not None:
                 messages.append(message)
         return messages
-
-    def _had_its_chance(self, holding: Holding) -> bool:
-        """Whether a living process let a lease expire that was granted when the store took writes.
-
-        Before that, it may be the store that took no heartbeats, and took this sweep's smaller writes.
-        """
-        if self._granted.pop(holding.key, None) == holding.expires_at_us:
-            return True
-        granted = self._one_of_many(partial(grant_lease, holding=holding, lease_us=self._lease_us))
-        if granted is not None:
-            self._granted[holding.key] = granted
-            if len(self._granted) > GRANTS_REMEMBERED:
-                del self._granted[next(iter(self._granted))]  # of the oldest: most of them have renewed it long ago
-        return False
 
     def _worth_publishing(self, due: list[Due]) -> list[Message]:
         """Leave out what most probably waits in its queue: repeating a backlog only makes it longer."""

@@ -76,12 +76,13 @@ _AVOID = text(
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Who holds a step, with how many others, and until when in µs since 1970."""
+    """Who holds a step, with how many others, and until when in µs since 1970; ``""`` and 0 if nobody does."""
 
     key: LeaseKey
     owner: str
     held: int
     expires_at_us: int | None
+    has_expired: bool
 
 
 def expired_leases(
@@ -126,16 +127,17 @@ def grant_lease(connection: Connection, holding: Holding, *, lease_us: int) -> i
 _SHARING = text(
     "SELECT s.run_id, s.position, s.attempt, (SELECT count(*) FROM steps o WHERE o.namespace = s.namespace "
     "AND o.lease_expires_at_us IS NOT NULL AND o.lease_owner = s.lease_owner) AS held, s.lease_owner, "
-    "s.lease_expires_at_us FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
+    "s.lease_expires_at_us, s.lease_expires_at_us < paidonce_now() AS has_expired "
+    "FROM steps s WHERE s.run_id = :run_id AND s.position = :position AND s.attempt = :attempt"
 )
 
 
 def holding_of(connection: Connection, key: LeaseKey) -> Holding:
-    """The process that holds the step, and how many leases it holds in all; ``""`` and 0 if none does."""
+    """The process that holds this very attempt of the step."""
     row = connection.execute(_SHARING, {"run_id": key.run_id, "position": key.position, "attempt": key.attempt}).first()
     if row is None or row.lease_owner is None:
-        return Holding(key, "", 0, None)
-    return Holding(key, str(row.lease_owner), int(row.held), row.lease_expires_at_us)
+        return Holding(key, "", 0, None, has_expired=False)
+    return Holding(key, str(row.lease_owner), int(row.held), row.lease_expires_at_us, has_expired=bool(row.has_expired))
 
 
 def reclaim_step(
