@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -18,13 +19,14 @@ MakeStage = Callable[..., Stage]
 
 
 def stop_workers_in_mid_step(stage: Stage) -> None:
-    """One with threads and one with prefork are asked to stop while they hold steps of 2 s; a third goes on."""
+    """One with threads and one with prefork are asked to stop while they hold steps of 3 s; a third goes on."""
     fleet = stage.start(3, concurrency=4, pool="mixed")
-    stage.submit(9, steps=3, latency_ms=2000)
+    stage.submit(9, steps=3, latency_ms=3000)
     stopping = [fleet.processes[number] for number in (0, 1)]
 
     def all_hold_steps() -> bool:
-        busy = {attempt.pid for attempt in stage.under_way()}
+        # Each one that will not be over before it is asked to stop, which may be seconds after the other's began.
+        busy = {attempt.pid for attempt in stage.under_way() if time.time() - attempt.claimed_at_seconds < 1.5}
         return all(busy & {fleet.processes[number].pid, *fleet.children(number)} for number in (0, 1))
 
     wait_until(all_hold_steps, "both hold steps", 30)
