@@ -22,6 +22,7 @@ from tests.simulation.scenarios import (
 from tests.simulation.store import SimulatedDatabase
 
 MANY = int(os.environ.get("TEST_SCENARIOS", "2000"))
+PARTS = 4
 QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large)
 
 
@@ -88,19 +89,25 @@ def test_cancelled_or_racing_runs_on_postgresql_end_and_replay_alike(
     play(postgresql, scenario)
 
 
+in_parts = pytest.mark.parametrize("part", range(PARTS), ids="part {}".format)
+"""So that several processes can play them."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@settings(max_examples=MANY * 6 // 10, suppress_health_check=QUIET)
+@in_parts
+@settings(max_examples=MANY * 6 // 10 // PARTS, suppress_health_check=QUIET)
 @given(meaningful_scenarios)
-def test_many_crashes_change_no_outcome(each_database: SimulatedDatabase, scenario: Scenario) -> None:
+def test_many_crashes_change_no_outcome(each_database: SimulatedDatabase, part: int, scenario: Scenario) -> None:
     check_meaning(scenario.program, play(each_database, scenario))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@settings(max_examples=MANY * 4 // 10, suppress_health_check=QUIET)
+@in_parts
+@settings(max_examples=MANY * 4 // 10 // PARTS, suppress_health_check=QUIET)
 @given(any_scenarios)
 def test_many_cancelled_or_racing_runs_end_and_replay_alike(
-    each_database: SimulatedDatabase, scenario: Scenario
+    each_database: SimulatedDatabase, part: int, scenario: Scenario
 ) -> None:
     play(each_database, scenario)
