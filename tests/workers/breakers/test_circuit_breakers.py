@@ -163,18 +163,10 @@ def test_open_times_are_spread_by_the_jitter(breakers: CircuitBreakers) -> None:
     assert max(waits) - min(waits) > 5
 
 
-def test_a_guarded_call_takes_two_round_trips_and_less_than_a_millisecond(breakers: CircuitBreakers) -> None:
-    """The best of several medians: others use the machine as well. ``benchmarks.breakers`` has the figures."""
-    medians = []
-    for _ in range(20):
-        taken = []
-        for _ in range(50):
-            began = time.perf_counter()
-            with breakers.guard("search", POLICY):
-                pass
-            taken.append(time.perf_counter() - began)
-        medians.append(sorted(taken)[25])
-    assert min(medians) < 0.001
+def test_a_guarded_call_takes_two_round_trips(breakers: CircuitBreakers) -> None:
+    """How long they take is measured by ``benchmarks.breakers``."""
+    with breakers.guard("search", POLICY):
+        pass
     link = breakers._link
     assert link is not None
     sent: list[str] = []
