@@ -122,7 +122,7 @@ class Heartbeat:
             states = self._renew_alone(held, error)
             self._stop_what_is_lost(held, states)
             if (worker := self._registered_as) is not None:
-                with suppress(StoreError):
+                with suppress(StoreError):  # said above, once; the leases are renewed
                     self._database.transact(lambda connection: worker_seen(connection, worker), urgent=True)
             return
         self._stop_what_is_lost(held, states)
