@@ -200,11 +200,6 @@ class Settings(StoreSettings):
         allow_inf_nan=False,
         description="After how long without a worker that holds its code a run is blocked.",
     )
-    batch_commits: bool = Field(
-        default=False,
-        description="Whether a worker commits what several runs have to write in one statement; PostgreSQL only. "
-        "Experimental.",
-    )
     cache_size: int = Field(
         default=1000, ge=1, le=_LARGEST_COUNT, description="How many runs a process keeps in memory, ready to resume."
     )

@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.chaos import agents
 from tests.chaos.engines import Engines
 from tests.chaos.stage import QUICK_LEASES, WITH_FAULTS, Stage
@@ -33,20 +31,18 @@ POINTS = {
 }
 """Each point and how many passages of a process it lets go by."""
 OF_BATCHES = {"before the commit of several runs": 2, "after the commit of several runs": 3}
+"""PostgreSQL only; SQLite's writers commit one after the other."""
 ROUNDS, WIDTH = 6, 5
 STEPS = 30
 
 
-@pytest.mark.parametrize("batches", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "batches"])
 def test_a_worker_killed_at_any_commit_point_loses_and_repeats_nothing(
-    some_engines: Engines, make_stage: Callable[..., Stage], tmp_path: Path, batches: bool
+    some_engines: Engines, make_stage: Callable[..., Stage], tmp_path: Path
 ) -> None:
-    if batches and some_engines.is_sqlite:
-        pytest.skip("only PostgreSQL commits batches")
-    stage = make_stage(some_engines, **QUICK_LEASES, batch_commits=str(batches))
+    stage = make_stage(some_engines, **QUICK_LEASES)
     markers = tmp_path / "markers"
     markers.mkdir()
-    points = POINTS | OF_BATCHES if batches else POINTS
+    points = POINTS if some_engines.is_sqlite else POINTS | OF_BATCHES
     faults = [[point, passages, "SIGKILL"] for point, passages in points.items()]
     stage.start(
         concurrency=6,

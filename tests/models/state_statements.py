@@ -13,24 +13,21 @@ from pathlib import Path
 
 import psycopg
 from sqlalchemy import Connection, TextClause, insert, text
-from sqlalchemy.exc import DataError
 
 import paidonce_models.store as store_package
 from paidonce_models.states import AttemptOutcome, RunState, StepState
 from paidonce_models.store.commits.batch_statement import commit_items
 from paidonce_models.store.commits.items import Item
-from paidonce_models.store.steps.single_statement import DIVISION_BY_ZERO
 from paidonce_models.tables import Attempt, Run, Step
 from tests.models.stored_runs import NAMESPACE, QUEUE, START_US
 
 _WRITES_STATE = re.compile(r"UPDATE (?:runs|steps|attempts) SET (?:(?:(?!WHERE).)*?, )?(?:state|outcome) = ", re.DOTALL)
-_ONLY_POSTGRESQL = ("single_statement.", "claims._CLAIM_AT_ONCE")
+_ONLY_POSTGRESQL = ("claims._CLAIM_AT_ONCE",)
 
 _ADVANCED = [RunState.RUNNING, RunState.WAITING, RunState.BLOCKED]
 _ENDED = [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED]
 _DONE = [StepState.SUCCEEDED, StepState.FAILED]
 _REPORTED = [each for each in AttemptOutcome if each not in (AttemptOutcome.LOST, AttemptOutcome.FENCED)]
-_COMPLETED = {"step_state": _DONE, "outcome": [AttemptOutcome.ACCEPTED, AttemptOutcome.FAILED]}
 TARGETS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "advancing._CONSUME_STATEMENTS[False, False]": {"state": _ADVANCED},
     "advancing._CONSUME_STATEMENTS[True, False]": {"state": _ADVANCED},
@@ -41,11 +38,6 @@ TARGETS: Mapping[str, Mapping[str, Sequence[str]]] = {
     **{f"completion._END_ATTEMPT[{each}]": {"outcome": [each]} for each in _REPORTED},
     **{f"completion._OVERRULE_ATTEMPT[{each}]": {"outcome": [each]} for each in ("cancelled", "fenced")},
     **{f"ending_steps._END[{each}]": {"state": [each]} for each in _DONE},
-    "single_statement._COMPLETE_ALONE": _COMPLETED,
-    "single_statement._COMPLETE_AND_GO_ON": {"state": _ADVANCED, **_COMPLETED},
-    "single_statement._COMPLETE_AND_TAKE_ON": {"state": _ADVANCED, **_COMPLETED},
-    "single_statement._COMPLETE_AND_END": {"state": _ENDED, **_COMPLETED},
-    "single_statement._ADVANCE": {"state": _ADVANCED},
 }
 """Of the statements that are given a state as a parameter: which their callers give."""
 
@@ -225,17 +217,9 @@ class Worlds:
         return [dict.fromkeys(names & {"run_id", "root_run_id"}, run["id"]) for run in self._runs]
 
     def _execute(self, each: StateStatement, parameters: list[dict[str, object]]) -> None:
-        if not each.name.startswith("single_statement."):
-            # One by one: a list of its own cannot be one of many, and Python 3.13's sqlite3 takes no RETURNING there.
-            for of_run in parameters:
-                self._connection.execute(each.statement, of_run)
-            return
+        # One by one: a list of its own cannot be one of many, and Python 3.13's sqlite3 takes no RETURNING there.
         for of_run in parameters:
-            try:
-                with self._connection.begin_nested():
-                    self._connection.execute(each.statement, of_run)
-            except DataError as error:  # its guard of the step, which undoes the whole
-                assert getattr(error.orig, "sqlstate", None) == DIVISION_BY_ZERO, error
+            self._connection.execute(each.statement, of_run)
 
     def _states(self) -> dict[tuple[str, object], str | None]:
         found: dict[tuple[str, object], str | None] = {}

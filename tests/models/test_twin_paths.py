@@ -1,4 +1,4 @@
-"""PostgreSQL's single statements write the rows that the generic ones write, and refuse what those refuse.
+"""PostgreSQL's batches write the rows that the generic statements write, and refuse what those refuse.
 
 ``TEST_SHARE`` sets how many of a hundred cases the slow form plays for each thing that can happen meanwhile.
 """
@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from paidonce_models.store.steps.completion import Acceptance
+from paidonce_models.store.commits.items import completion_item
+from paidonce_models.store.steps.completion import Acceptance, complete_alone
 from tests.long_proofs import share_of
-from tests.models.stored_runs import Store
+from tests.models.stored_runs import Store, failure, success
 from tests.models.twin_paths import (
     DISTURBANCES,
+    EMPTY,
     USUAL,
     Outcome,
     Rows,
@@ -79,39 +81,31 @@ def check(store: Store, meanwhile: str, twin: Twin) -> None:
     scene = Scene(store, twin, DISTURBANCES[meanwhile])
     before = rows_of(store)
     if scene.fits_alone():
-        generic, single = scene.alone(), scene.alone_in_one()
-        check_twin(generic, single, before, single.acceptance is None)
-        check_batch(single, scene.alone_in_batch(), single.acceptance is None)
-        if single.acceptance is None:  # what is refused, what is written already, what was given up as unknown
+        generic, batch = scene.alone(), scene.alone_in_batch()
+        check_twin(generic, batch, before)
+        if not batch.acceptance:  # what is refused, what is written already, what was given up as unknown
             assert generic.acceptance is not Acceptance.ACCEPTED or generic.rows == before or scene.is_left_to_generic
     if scene.fits_together():
-        generic, single = scene.together(), scene.together_in_one()
-        check_twin(generic, single, before, single.acceptance is Acceptance.OVERTAKEN)
-        check_batch(single, scene.together_in_batch(), single.acceptance is Acceptance.OVERTAKEN)
-        if single.acceptance is Acceptance.OVERTAKEN:
+        generic, batch = scene.together(), scene.together_in_batch()
+        check_twin(generic, batch, before)
+        if not batch.acceptance:
             assert generic.acceptance is not Acceptance.ACCEPTED or scene.is_left_to_generic
     if scene.fits_as_advance():
-        generic, single = scene.advanced(), scene.advanced_in_one()
-        check_twin(generic, single, before, not single.acceptance)
-        check_batch(single, scene.advanced_in_batch(), not single.acceptance)
-        if not single.acceptance:
+        generic, batch = scene.advanced(), scene.advanced_in_batch()
+        check_twin(generic, batch, before)
+        if not batch.acceptance:
             assert not generic.acceptance or scene.is_left_to_generic
     assert rows_of(store) == before
 
 
-def check_twin(generic: Outcome, single: Outcome, before: Rows, is_refused: bool) -> None:
-    """A statement that refuses writes nothing; one that accepts writes what the generic path accepts and writes."""
-    if is_refused:
-        assert single.rows == before
-    else:
-        assert (single.acceptance, single.messages) == (generic.acceptance, generic.messages)
-        assert single.rows == generic.rows
-
-
-def check_batch(single: Outcome, batch: Outcome, is_refused: bool) -> None:
-    """A batch of one accepts and refuses as the single statement does."""
-    assert batch.acceptance is not is_refused
-    assert batch.rows == single.rows
+def check_twin(generic: Outcome, batch: Outcome, before: Rows) -> None:
+    """A batch that refuses writes nothing; one that accepts writes what the generic path accepts and writes."""
+    if not batch.acceptance:
+        assert batch.rows == before
+        return
+    assert generic.acceptance in (True, Acceptance.ACCEPTED)
+    assert batch.messages == generic.messages
+    assert batch.rows == generic.rows
 
 
 @settings(PROFILE, max_examples=8)
@@ -144,8 +138,10 @@ def check_batch_of_several(store: Store, played: list[tuple[str, Twin]]) -> None
     ]
     before = rows_of(store)
     ways = {scene.head.id: way for scene in scenes if (way := scene.item()) is not None}
+    runs = {item.key: run_id for run_id, (item, _) in ways.items()}
     with undone(store) as connection:
-        taken = commit_in(connection, [item for item, _ in ways.values()]) if ways else set()
+        keys = commit_in(connection, [item for item, _ in ways.values()]) if ways else set()
+        taken = {runs[key] for key in keys}
         in_batch = all_rows(connection)
     with undone(store) as connection:
         for run_id in sorted(taken):
@@ -156,3 +152,27 @@ def check_batch_of_several(store: Store, played: list[tuple[str, Twin]]) -> None
             with undone(store) as connection:
                 assert not ways[scene.head.id][1](connection)
     assert rows_of(store) == before
+
+
+@pytest.mark.parametrize("meanwhile", DISTURBANCES)
+def test_steps_of_one_run_that_end_at_once_are_written_as_one_after_the_other(
+    twin_store: Store, meanwhile: str
+) -> None:
+    """Of a fan-out, that is: each with its result and its calls; the first may be fenced."""
+    twin_store.transact(lambda connection: connection.execute(EMPTY))
+    run_id = twin_store.running(steps=6)
+    claims = [twin_store.claimed(run_id, position) for position in (1, 3, 4, 5, 6)]
+    completions = [success(claim, "x" * claim.position) for claim in claims[:4]] + [failure(claims[4])]
+    DISTURBANCES[meanwhile](twin_store, claims[0])
+    before = rows_of(twin_store)
+    items = [completion_item(each) for each in completions]
+    with undone(twin_store) as connection:
+        keys = commit_in(connection, items)
+        in_batch = all_rows(connection)
+    with undone(twin_store) as connection:
+        for completion, item in zip(completions, items, strict=True):
+            if item.key in keys:
+                assert complete_alone(connection, completion) is Acceptance.ACCEPTED
+        assert all_rows(connection) == in_batch
+    assert len(keys) >= 4 or keys == set()
+    assert rows_of(twin_store) == before

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from paidonce_models.budgets import Budget, Period, Unit
 from paidonce_models.store.budgets.budget_rules import set_budget
+from paidonce_models.store.commits.committer import Committer
+from paidonce_models.store.commits.items import completion_item
 from paidonce_models.store.steps.claims import Claim
-from paidonce_models.store.steps.completion import Acceptance
-from paidonce_models.store.steps.single_statement import complete_by_itself
 from paidonce_models.unpriced_calls import IS_UNPRICED
 from paidonce_models.usage import CallKind, CallRecord, CallStatus, UsageSource
 from tests.models.stored_runs import NAMESPACE, Store, success
@@ -52,11 +52,11 @@ def test_every_place_counts_the_same_calls_as_unpriced(store: Store) -> None:
     assert store.row("SELECT unpriced_calls FROM budget_accounts").unpriced_calls == len(expected)
 
 
-def test_the_single_statement_counts_them_too(store: Store) -> None:
+def test_a_batch_counts_them_too(store: Store) -> None:
     if store.database.is_sqlite:
         return
     claim = store.claimed(store.running())
     completion = replace(success(claim), calls=every_kind_of_call(claim))
-    assert store.transact(complete_by_itself, completion) is Acceptance.ACCEPTED
+    assert Committer(store.database).commit(completion_item(completion))
     expected = sum(call.is_unpriced for call in completion.calls)
     assert store.row("SELECT unpriced_calls FROM attempts").unpriced_calls == expected

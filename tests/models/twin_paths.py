@@ -1,6 +1,6 @@
 """Two ways to write the same thing on PostgreSQL, played one after the other from the same rows, and all rows compared.
 
-The generic statements of ``completion`` and ``advancing`` are the definition; those of ``single_statement`` are what
+The generic statements of ``completion`` and ``advancing`` are the definition; that of ``batch_statement`` is what
 production executes. Each way is a savepoint that is undone, and the store's clock stands still: what they leave behind
 must be equal to the microsecond.
 """
@@ -25,15 +25,22 @@ from paidonce_models.store.blocking.blocked_steps import Blocking
 from paidonce_models.store.budgets.budget_rules import set_budget
 from paidonce_models.store.circuits.parked_steps import Parking, park_step
 from paidonce_models.store.commits.batch_statement import commit_items
-from paidonce_models.store.commits.items import Item, advance_item, completion_item, together_item
+from paidonce_models.store.commits.items import (
+    Item,
+    advance_item,
+    completion_item,
+    fits_alone,
+    fits_as_advance,
+    fits_together,
+    together_item,
+)
 from paidonce_models.store.ledger.call_rows import insert_calls
 from paidonce_models.store.messages import Message
 from paidonce_models.store.recovery.lost_steps import reclaim_step
-from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd, write_progress
+from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd, step_messages, write_progress
 from paidonce_models.store.runs.cancel_run import cancel_run
 from paidonce_models.store.runs.ending_runs import fail_run
 from paidonce_models.store.runs.runs_head import RunHead
-from paidonce_models.store.steps import single_statement
 from paidonce_models.store.steps.claims import Claim, Claimant
 from paidonce_models.store.steps.completion import (
     Acceptance,
@@ -61,7 +68,7 @@ _ALL_ROWS = text(
         f"SELECT '{name}' AS source, CAST(each AS text) AS content FROM {name} AS each" for name in METADATA.tables
     )
 )
-_EMPTY = text(f"DO $$ BEGIN {' '.join(f'DELETE FROM {name};' for name in METADATA.tables)} END $$")
+EMPTY = text(f"DO $$ BEGIN {' '.join(f'DELETE FROM {name};' for name in METADATA.tables)} END $$")
 Disturbance = Callable[[Store, Claim], object]
 
 
@@ -123,7 +130,7 @@ DISTURBANCES: dict[str, Disturbance] = {
 }
 """What happens between an attempt's claim and its completion."""
 
-BUDGET = Budget(subject="agent=count", period=Period.RUN, unit=Unit.USD, amount=10**12)
+BUDGET = Budget(subject="agent=count", period=Period.RUN, unit=Unit.USD, amount=10**15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +248,7 @@ USUAL = [
 
 @dataclass
 class Outcome:
-    """What one way has led to. ``rows`` are those of every table."""
+    """What one way has led to; ``messages`` count only if it was accepted. ``rows`` are those of every table."""
 
     acceptance: object
     messages: Sequence[Message]
@@ -253,7 +260,7 @@ class Scene:
 
     def __init__(self, store: Store, twin: Twin, disturb: Disturbance, *, beside_others: bool = False) -> None:
         if not beside_others:
-            store.transact(lambda connection: connection.execute(_EMPTY))
+            store.transact(lambda connection: connection.execute(EMPTY))
         run_id = self._run(store, twin)
         store.advance(run_id, steps=2, children=int(twin.has_child), delivery="at_least_once")
         if twin.has_budget:
@@ -302,7 +309,7 @@ class Scene:
 
     @property
     def is_left_to_generic(self) -> bool:
-        """Whether the single statements leave it to the others though these may write it.
+        """Whether a batch leaves it to the generic statements though these may write it.
 
         A step that stands still, or was given up as unknown, has a part in its run's state; an end cancels child runs.
         """
@@ -311,49 +318,40 @@ class Scene:
         return not states.isdisjoint({"held", "parked", "blocked", "unknown"}) or self._ends_with_child
 
     def fits_alone(self) -> bool:
-        return single_statement.fits_alone(self.completion)
+        return fits_alone(self.completion)
 
     def fits_together(self) -> bool:
-        return self.completion.is_final and single_statement.fits_together(self.completion, self.head, self.progress)
+        return self.completion.is_final and fits_together(self.completion, self.head, self.progress)
 
     def fits_as_advance(self) -> bool:
-        return single_statement.fits_as_advance(self.head, self.progress)
+        return fits_as_advance(self.head, self.progress)
 
     def alone(self) -> Outcome:
         return self._undone(self._complete_alone)
 
-    def alone_in_one(self) -> Outcome:
-        return self._undone(lambda c: (single_statement.complete_by_itself(c, self.completion), []))
-
     def together(self) -> Outcome:
-        return self._undone(lambda c: self._together(c, complete_with_progress))
-
-    def together_in_one(self) -> Outcome:
-        return self._undone(lambda c: self._together(c, single_statement.complete_together))
+        return self._undone(self._together)
 
     def advanced(self) -> Outcome:
-        return self._undone(lambda c: self._advance(c, write_progress))
-
-    def advanced_in_one(self) -> Outcome:
-        return self._undone(lambda c: self._advance(c, single_statement.write_advance))
+        return self._undone(self._advance)
 
     def alone_in_batch(self) -> Outcome:
-        return self._in_batch(completion_item(self.completion))
+        return self._in_batch(completion_item(self.completion), [])
 
     def together_in_batch(self) -> Outcome:
-        return self._in_batch(self._together_item())
+        return self._in_batch(self._together_item(), [s for s in self.progress.new_steps if s is not self.taken])
 
     def advanced_in_batch(self) -> Outcome:
-        return self._in_batch(advance_item(self.head, self._read_progress()))
+        return self._in_batch(advance_item(self.head, self._read_progress()), self.progress.new_steps)
 
     def item(self) -> tuple[Item, Callable[[Connection], bool]] | None:
         """What this run hands to a committer, and the generic way of writing the same; ``None``: it is not for one."""
         if self.fits_together():
-            return self._together_item(), lambda c: self._together(c, complete_with_progress)[0] is Acceptance.ACCEPTED
+            return self._together_item(), lambda c: self._together(c)[0] is Acceptance.ACCEPTED
         if self.fits_alone():
             return completion_item(self.completion), self._is_completed
         if self.fits_as_advance():
-            return advance_item(self.head, self._read_progress()), lambda c: self._advance(c, write_progress)[0]
+            return advance_item(self.head, self._read_progress()), lambda c: self._advance(c)[0]
         return None
 
     def _together_item(self) -> Item:
@@ -367,8 +365,8 @@ class Scene:
     def _read_progress(self) -> Progress:
         return replace(self.progress, to_seq=min(self.progress.to_seq, self.head.last_seq))
 
-    def _in_batch(self, item: Item) -> Outcome:
-        return self._undone(lambda connection: (bool(commit_in(connection, [item])), []))
+    def _in_batch(self, item: Item, sent: Sequence[NewStep]) -> Outcome:
+        return self._undone(lambda c: (bool(commit_in(c, [item])), step_messages(self.head, sent)))
 
     def _complete_alone(self, connection: Connection) -> tuple[Acceptance, list[Message]]:
         try:
@@ -377,13 +375,15 @@ class Scene:
         except LogGap:
             return record_refused(connection, self.completion), []
 
-    def _together(self, connection: Connection, act: Any) -> tuple[Acceptance, list[Message]]:
+    def _together(self, connection: Connection) -> tuple[Acceptance, list[Message]]:
         given = {} if self.taken is None else {"taken": self.taken, "claimant": AHEAD}
-        acceptance, messages = act(connection, self.completion, self.head, self.progress, START_US + 7, **given)
+        acceptance, messages = complete_with_progress(
+            connection, self.completion, self.head, self.progress, START_US + 7, **given
+        )
         return acceptance, list(messages)
 
-    def _advance(self, connection: Connection, act: Any) -> tuple[bool, list[Message]]:
-        messages = act(connection, self.head, self._read_progress())
+    def _advance(self, connection: Connection) -> tuple[bool, list[Message]]:
+        messages = write_progress(connection, self.head, self._read_progress())
         return messages is not None, list(messages or ())
 
     def _undone(self, act: Callable[[Connection], tuple[object, Sequence[Message]]]) -> Outcome:

@@ -6,7 +6,8 @@ statement. A producer spent more time in SQLAlchemy's part of a submission than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -23,10 +24,25 @@ def execute_plain(connection: Connection, statement: str, parameters: Mapping[st
 
     Raises the driver's errors, without values.
     """
-    session: Any = connection.connection.dbapi_connection
-    try:
+    with _session_of(connection) as session:
         rows: Rows = session.execute(statement, parameters).fetchall()
         return rows
+
+
+def execute_numbered(connection: Connection, statement: str, parameters: Sequence[str]) -> Rows:
+    """The same for a statement with ``$1`` to ``$n``, which are texts."""
+    from psycopg import RawCursor  # noqa: PLC0415 - a driver that users of SQLite need not have
+
+    with _session_of(connection) as session:
+        rows: Rows = RawCursor(session).execute(statement, parameters).fetchall()
+        return rows
+
+
+@contextmanager
+def _session_of(connection: Connection) -> Iterator[Any]:
+    session: Any = connection.connection.dbapi_connection
+    try:
+        yield session
     except Exception as error:
         if is_fault(error):
             cut_values(error)

@@ -258,11 +258,6 @@ class Database:
             self._inject_clock(connection)
             yield connection
 
-    @property
-    def has_single_statements(self) -> bool:
-        """Whether acts that are one statement on PostgreSQL may be executed as such here."""
-        return not self.is_sqlite
-
     @contextmanager
     def _single(self) -> Iterator[Connection]:
         """A connection for one self-committing statement: one round trip instead of three."""

@@ -18,17 +18,6 @@ _INSERT = text(
     "INSERT INTO payloads (namespace, id, codec, size, sha256, inline) "
     "VALUES (:namespace, :id, :codec, :size, :sha256, :inline) ON CONFLICT (namespace, id) DO NOTHING"
 )
-STORED_WITH_RUN = (
-    "stored AS (INSERT INTO payloads (namespace, id, codec, size, sha256, inline) "
-    "SELECT CAST(:namespace AS VARCHAR), p.* FROM unnest(CAST(:payload_ids AS text[]), "
-    "CAST(:payload_codecs AS text[]), CAST(:payload_sizes AS bigint[]), CAST(:payload_sha256s AS text[]), "
-    "CAST(:payload_inlines AS bytea[])) AS p WHERE EXISTS (SELECT 1 FROM run) ORDER BY 2 "
-    "ON CONFLICT (namespace, id) DO NOTHING)"
-)
-"""``insert_payloads`` as part of a larger statement of PostgreSQL, with ``stored_parameters``.
-
-Only if the CTE ``run`` has found its row: a refused statement leaves no payload behind.
-"""
 _FETCH = text("SELECT id, codec, inline FROM payloads WHERE namespace = :namespace AND id IN :ids").bindparams(
     bindparam("ids", expanding=True)
 )
@@ -56,18 +45,6 @@ def insert_payloads(connection: Connection, namespace: str, rows: Iterable[Paylo
                 for _, row in sorted(unique.items())
             ],
         )
-
-
-def stored_parameters(rows: Iterable[PayloadRow]) -> dict[str, object]:
-    """The parameters of ``STORED_WITH_RUN``, except the namespace."""
-    unique = list({row.id: row for row in rows}.values())
-    return {
-        "payload_ids": [row.id for row in unique],
-        "payload_codecs": [row.codec for row in unique],
-        "payload_sizes": [row.size for row in unique],
-        "payload_sha256s": [row.sha256 for row in unique],
-        "payload_inlines": [row.inline for row in unique],
-    }
 
 
 def fetch_payload_rows(connection: Connection, namespace: str, ids: list[str]) -> dict[str, tuple[str, bytes]]:

@@ -19,7 +19,5 @@ class AdvanceSettings:
     max_payload_bytes: int = 50 * 2**20
     cancel_grace_seconds: float = 60.0
     """How long the ``finally`` blocks of child runs that a parent cancels may take."""
-    batches_commits: bool = False
-    """Whether what several runs have to commit on PostgreSQL is one statement: ``store/commits``."""
     bounds: RunBounds = field(default_factory=RunBounds)
     """How much one run may request."""

@@ -31,9 +31,17 @@ from paidonce_models.errors import PaidonceError, ReplayError, StatementRefused,
 from paidonce_models.payloads.payload_memory import PayloadMemory
 from paidonce_models.store.blocking.run_limits import runs_below
 from paidonce_models.store.commits.committer import Committer
-from paidonce_models.store.commits.items import Item, advance_item, completion_item, together_item
+from paidonce_models.store.commits.items import (
+    Item,
+    advance_item,
+    completion_item,
+    fits_alone,
+    fits_as_advance,
+    fits_together,
+    together_item,
+)
 from paidonce_models.store.messages import Message
-from paidonce_models.store.runs.advancing import Progress, write_progress
+from paidonce_models.store.runs.advancing import Progress, step_messages, write_progress
 from paidonce_models.store.runs.events import Event, EventKind
 from paidonce_models.store.runs.runs_head import RunHead
 from paidonce_models.store.steps.claims import Claim
@@ -46,19 +54,8 @@ from paidonce_models.store.steps.completion import (
     record_refused,
     step_event_data,
 )
-from paidonce_models.store.steps.single_statement import (
-    complete_by_itself,
-    complete_together,
-    fits_alone,
-    fits_as_advance,
-    fits_together,
-    step_messages,
-    write_advance,
-)
 
 log = logging.getLogger(__name__)
-
-_Write = Callable[[Connection, RunHead, Progress], Sequence[Message] | None]
 
 
 class _Overtaken(Exception):
@@ -93,8 +90,7 @@ class Advancer:
         self._registry = registry
         self._cache = cache
         self._settings = settings or AdvanceSettings()
-        batches = self._settings.batches_commits and database.has_single_statements
-        self._committer = Committer(database) if batches else None
+        self._committer = None if database.is_sqlite else Committer(database)
         self._memory = memory
         self._feed = LogFeed(
             database, registry, cache, self._settings, memory, namespace=namespace, marks=marks, slices=slices
@@ -146,23 +142,20 @@ class Advancer:
                 cancel_grace_seconds=self._settings.cancel_grace_seconds,
             )
 
-            single = self._database.has_single_statements and fits_as_advance(head, progress)
-            act = write_advance if single else write_progress
-
-            def write(
-                connection: Connection, act: _Write = act, head: RunHead = head, progress: Progress = progress
-            ) -> Sequence[Message]:
+            def write(connection: Connection, head: RunHead = head, progress: Progress = progress) -> Sequence[Message]:
                 self._check_room(connection, head, progress)
-                messages = act(connection, head, progress)
+                messages = write_progress(connection, head, progress)
                 if messages is None:
                     raise _Overtaken
                 return messages
 
             try:
-                if single and self._committed(lambda: advance_item(head, progress)):  # noqa: B023 - called at once
+                if fits_as_advance(head, progress) and self._committed(
+                    lambda: advance_item(head, progress)  # noqa: B023 - called at once
+                ):
                     messages: Sequence[Message] = step_messages(head, progress.new_steps)
                 else:
-                    messages = self._database.transact(write, single=single)
+                    messages = self._database.transact(write)
             except _Overtaken:
                 continue
             except TooManyRuns as error:
@@ -181,7 +174,7 @@ class Advancer:
             return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us)
 
     def _committed(self, make: Callable[[], Item]) -> bool:
-        """Hand an item to the committer; False: nothing was written, and it goes by itself."""
+        """Hand an item to the committer; False: nothing was written, and the statements for every case must decide."""
         return self._committer is not None and self._committer.commit(make())
 
     def _remember(self, progress: Progress | None, completion: Completion | None = None) -> None:
@@ -275,14 +268,8 @@ class Advancer:
 
     def _complete_alone(self, completion: Completion) -> tuple[Acceptance, bool]:
         """The store's response, and whether an earlier try had been accepted."""
-        if self._database.has_single_statements and fits_alone(completion):
-            if self._committed(lambda: completion_item(completion)):
-                return Acceptance.ACCEPTED, False
-            accepted = self._database.transact(
-                lambda connection: complete_by_itself(connection, completion), single=True
-            )
-            if accepted is not None:
-                return accepted, False
+        if fits_alone(completion) and self._committed(lambda: completion_item(completion)):
+            return Acceptance.ACCEPTED, False
         try:
             return self._database.transact(lambda connection: complete_alone(connection, completion)), False
         except LogGap as refused:
@@ -333,16 +320,15 @@ class Advancer:
             cancel_grace_seconds=self._settings.cancel_grace_seconds,
         )
 
-        single = self._database.has_single_statements and fits_together(completion, head, progress)
         # A step with a budget is claimed separately: its claim reserves, or holds it.
         taken = None if eager_claim is None or head.has_budgets else eager_claim.choose(progress)
         claimant = None if eager_claim is None else eager_claim.claimant
 
-        act = complete_together if single else complete_with_progress
-
         def write(connection: Connection) -> Sequence[Message]:
             self._check_room(connection, head, progress)
-            acceptance, messages = act(connection, completion, head, progress, at_us, taken=taken, claimant=claimant)
+            acceptance, messages = complete_with_progress(
+                connection, completion, head, progress, at_us, taken=taken, claimant=claimant
+            )
             if acceptance is not Acceptance.ACCEPTED:
                 raise _Overtaken(acceptance)
             return messages
@@ -351,10 +337,10 @@ class Advancer:
             return together_item(completion, head, progress, at_us, taken=taken, claimant=claimant)
 
         try:
-            if single and self._committed(item):
+            if fits_together(completion, head, progress) and self._committed(item):
                 messages: Sequence[Message] = step_messages(head, [s for s in progress.new_steps if s is not taken])
             else:
-                messages = self._database.transact(write, single=single)
+                messages = self._database.transact(write)
         except (_Overtaken, TooManyRuns):
             entry.drop()  # recorded alone; the following advance continues or blocks the run
             return None

@@ -92,13 +92,16 @@ def test_what_others_leave_on_a_session_does_not_reach_us(pgbouncer: Pgbouncer, 
     with psycopg.connect(plain(url), autocommit=True, prepare_threshold=None) as other:
         other.execute("CREATE SCHEMA theirs")
         other.execute("SET search_path = theirs")
-        other.execute("SET statement_timeout = 1")
+        other.execute("SET statement_timeout = '5s'")
         other.execute("SET default_transaction_isolation = serializable")
         other.execute("PREPARE _pg3_0 AS SELECT 1")
     run = database.transact(lambda connection: submit_run(connection, new_run()))
     with database.read() as connection:
         assert connection.execute(text("SELECT id FROM runs")).scalars().all() == [run.run_id]
-        assert shown(connection, ["transaction_isolation"]) == {"transaction_isolation": "read committed"}
+        assert shown(connection, ["transaction_isolation", "statement_timeout"]) == {
+            "transaction_isolation": "read committed",
+            "statement_timeout": "1min",
+        }
     database.close()
 
 

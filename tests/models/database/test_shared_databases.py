@@ -301,6 +301,7 @@ def test_a_lock_of_one_schema_does_not_stop_another(postgres_database: str) -> N
     plain = make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
     with one.write() as connection, psycopg.connect(plain) as other:
         key = "pg_advisory_xact_lock(hashtextextended({}, 161599694))"
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # the upgrade may take long
         connection.execute(text(f"SELECT {key.format('current_schema()')}"))
         other.execute("SET lock_timeout = '5s'")
         upgraded(postgres_database, schema="two")

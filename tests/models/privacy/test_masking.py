@@ -176,12 +176,12 @@ def test_masking_twice_changes_nothing_more(text: str) -> None:
         "<password>",
     ],
 )
-def test_a_megabyte_that_is_made_to_hurt_takes_no_longer_than_in_proportion(piece: str) -> None:
+def test_a_text_that_is_made_to_hurt_takes_no_longer_than_in_proportion(piece: str) -> None:
     def seconds(characters: int) -> float:
         text = piece * (characters // len(piece))
         began = time.process_time()
         masked(text)
         return time.process_time() - began
 
-    small = min(seconds(20_000) for _ in range(2))
-    assert seconds(200_000) < 40 * max(small, 0.002), "ten times the text must not take a hundred times as long"
+    small = min(seconds(8_000) for _ in range(2))
+    assert seconds(80_000) < 40 * max(small, 0.002), "ten times the text must not take a hundred times as long"

@@ -10,10 +10,10 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from paidonce_models.store.runs import events, run_log, single_insert, submission
 from paidonce_models.store.runs.run_states import HAS_STOPPED_STEPS
-from paidonce_models.store.steps import claims, single_statement
+from paidonce_models.store.steps import claims
 from tests.models.stored_runs import Store
 
-MODULES = (claims, events, run_log, single_statement, submission)
+MODULES = (claims, events, run_log, submission)
 
 
 def test_the_driver_parses_no_hot_statement_anew_each_time() -> None:

@@ -191,13 +191,6 @@ UNGUARDED = {
     # of attempts that this process executes, or that the sweeper has found by their namespace
     "awaited_calls": {"_FORGET_WRITTEN", "_KEEP", "_TAKE_OF_ATTEMPT"},
     "call_rows": {"_ADD_SUMS"},
-    "single_statement": {
-        "_COMPLETE_ALONE",
-        "_COMPLETE_AND_GO_ON",
-        "_COMPLETE_AND_TAKE_ON",
-        "_COMPLETE_AND_END",
-        "_ADVANCE",
-    },
     # of a step that the same transaction has read by its namespace (`find_blocked`, `_known`), or has claimed
     "blocked_steps": {"_ACCEPT", "_BLOCK", "_SCHEDULE"},
     # of marks that this process or a dead one has set, by its own id

@@ -121,7 +121,6 @@ class WorkerProcess:
                 slice_seconds=settings.slice_seconds,
                 max_payload_bytes=settings.max_payload_bytes,
                 cancel_grace_seconds=settings.cancel_grace_seconds,
-                batches_commits=settings.batch_commits,
                 bounds=bounds_of(settings),
             ),
             memory,

@@ -1,11 +1,11 @@
 """One statement of PostgreSQL that commits what several runs have to write, each by its own guards.
 
-The same acts as ``single_statement``, for a set of items. First all rows are locked and looked at, runs in the order of
-their ids, then their steps; a row that somebody holds is skipped. Then only the items that passed are written. An item
-that did not pass leaves nothing behind and hinders no other. Should a part still find fewer rows than passed, the
-statement divides by zero and is undone as a whole.
+The same acts as in ``completion`` and ``advancing``, for a set of items. First all rows are locked and checked, runs
+in the order of their ids, then their steps; a row that is locked elsewhere is skipped. Then only the items that passed
+are written. An item that did not pass leaves nothing behind and hinders no other. Should a part still find fewer rows
+than passed, the statement divides by zero and is undone as a whole.
 
-A batch meets a store that grows under a plan that stays. So no plan may choose how the tables are joined: rows are
+The cached plan stays while the tables grow. So no plan may choose how the tables are joined: rows are
 found by their whole key in a LATERAL subquery that cannot be merged into the rest (FOR UPDATE, OFFSET 0), and written
 by their physical address, which is exact while the row is locked. A row that was changed after the statement began is
 locked in a version that this statement does not see under its address; its item does not pass.
@@ -24,6 +24,9 @@ from paidonce_models.store.runs.run_states import HAS_STOPPED_STEPS
 from paidonce_models.store.state_guards import attempt_may_become, run_is_open, step_may_become
 from paidonce_models.store.steps.claims import HAS_BUDGETS
 
+DIVISION_BY_ZERO: Final = "22012"
+"""The SQLSTATE of a statement that has undone itself."""
+
 Execute = Callable[[str, Sequence[str]], list[tuple[Any, ...]]]
 """Runs a statement with numbered parameters, which commits by itself, and returns its rows."""
 
@@ -34,13 +37,13 @@ _REDELIVERED = f"now_us + {REDELIVER_AFTER_US}"
 
 _GIVEN: Final = (
     "given AS MATERIALIZED (SELECT g.*, clock.now_us FROM (SELECT paidonce_now() AS now_us OFFSET 0) AS clock, "
-    "json_to_recordset($1::json) AS g (run text, space text, place int, number int, becomes text, ended_as text, "
-    "kind_of_event text, failures int, result text, failure text, trace text, facts text, happened_at_us bigint, "
-    "called text, made_calls json, from_seq bigint, to_seq bigint, goes_to text, reason text, wakes_at_us bigint, "
-    "version text, minor text, of_shard smallint, root text, of_agent text, urgency smallint, run_failure text, "
-    "ends boolean, run_result text, taken int, holder text, lease_us bigint))"
+    "json_to_recordset($1::json) AS g (key text, run text, space text, place int, number int, becomes text, "
+    "ended_as text, kind_of_event text, failures int, result text, failure text, trace text, facts text, "
+    "happened_at_us bigint, called text, made_calls json, from_seq bigint, to_seq bigint, goes_to text, reason "
+    "text, wakes_at_us bigint, version text, minor text, of_shard smallint, root text, of_agent text, urgency "
+    "smallint, run_failure text, ends boolean, run_result text, taken int, holder text, lease_us bigint))"
 )
-# The guards of ``single_statement``, under the run's lock. An advance loses against another that has read the same
+# The guards of ``advancing``, under the run's lock. An advance loses against another that has read the same
 # history; with a completion also against any new event. What a budget or a circuit stops has a part in the run's state,
 # and child runs are cancelled one by one: ``advancing`` writes such runs. A budgeted claim must reserve first.
 _ADVANCE_GUARDS = (
@@ -70,10 +73,12 @@ _OURS = (
 )
 _SEEN = "EXISTS (SELECT 1 FROM {table} WHERE {table}.ctid = {source}.{row} OFFSET 0)"
 _PASSED = "passed AS MATERIALIZED (SELECT * FROM {source} WHERE {seen})"
+# Of one run several steps may end at once, each with an event of its own.
 _APPENDED = (
-    "appended AS (UPDATE runs SET last_seq = last_seq + 1, publish_count = 0, "
-    f"publish_at_us = {_REDELIVERED} FROM passed WHERE runs.ctid = passed.run_row AND passed.from_seq IS NULL "
-    "RETURNING passed.run, runs.last_seq)"
+    "appended AS (UPDATE runs SET last_seq = last_seq + more.events, publish_count = 0, "
+    f"publish_at_us = {_REDELIVERED} FROM (SELECT run, run_row, now_us, count(*) AS events FROM passed "
+    "WHERE from_seq IS NULL GROUP BY run, run_row, now_us) AS more WHERE runs.ctid = more.run_row "
+    "RETURNING more.run, runs.last_seq - more.events AS before_seq, more.events)"
 )
 _CONSUMED = (
     "consumed AS (UPDATE runs SET consumed_seq = passed.to_seq, "
@@ -83,7 +88,8 @@ _CONSUMED = (
     "state = passed.goes_to, state_reason = passed.reason, wake_at_us = passed.wakes_at_us, "
     "agent_version = passed.version, python_minor = passed.minor, error = passed.run_failure, "
     "started_at_us = coalesce(runs.started_at_us, passed.now_us){end} "
-    "FROM passed WHERE runs.ctid = passed.run_row AND passed.from_seq IS NOT NULL RETURNING passed.run, runs.last_seq)"
+    "FROM passed WHERE runs.ctid = passed.run_row AND passed.from_seq IS NOT NULL "
+    "RETURNING passed.run, runs.last_seq - 1 AS before_seq, 1::bigint AS events)"
 )
 _END_COLUMNS = (
     ", result_id = CASE WHEN passed.ends THEN passed.run_result ELSE runs.result_id END, "
@@ -95,7 +101,7 @@ _ENDED = (
     "FROM passed WHERE steps.ctid = passed.step_row RETURNING passed.run)"
 )
 _RECORDED = (
-    "recorded AS MATERIALIZED (SELECT passed.run AS of_run, r.* FROM passed, "
+    "recorded AS MATERIALIZED (SELECT passed.key AS of_key, r.* FROM passed, "
     "LATERAL paidonce_record_calls(passed.run, passed.place, passed.number, passed.called, passed.made_calls) AS r "
     "WHERE passed.made_calls IS NOT NULL)"
 )
@@ -111,7 +117,8 @@ _SUMS = (
 )
 _LOGGED = (
     "logged AS (INSERT INTO run_events (run_id, seq, namespace, kind, position, attempts, payload_id, data, "
-    "recorded_at_us) SELECT passed.run, moved.last_seq, passed.space, passed.kind_of_event, passed.place, "
+    "recorded_at_us) SELECT passed.run, moved.before_seq + row_number() OVER (PARTITION BY passed.run "
+    "ORDER BY passed.place), passed.space, passed.kind_of_event, passed.place, "
     "passed.number, passed.result, passed.facts, coalesce(passed.happened_at_us, passed.now_us) "
     "FROM passed JOIN ({moved}) AS moved ON moved.run = passed.run WHERE passed.place IS NOT NULL)"
 )
@@ -119,8 +126,8 @@ _LOGGED = (
 _STORED = (
     "stored AS (INSERT INTO payloads (namespace, id, codec, size, sha256, inline) "
     "SELECT p.space, p.id, p.codec, p.size, p.sha256, decode(p.content, 'hex') "
-    "FROM json_to_recordset($2::json) AS p (run text, space text, id text, codec text, size bigint, sha256 text, "
-    "content text) WHERE p.run IN (SELECT passed.run FROM passed) ORDER BY 2, 1 "
+    "FROM json_to_recordset($2::json) AS p (key text, space text, id text, codec text, size bigint, sha256 text, "
+    "content text) WHERE p.key IN (SELECT passed.key FROM passed) ORDER BY 2, 1 "
     "ON CONFLICT (namespace, id) DO NOTHING)"
 )
 _TAKEN = "WHEN passed.taken = s.place THEN"
@@ -159,9 +166,10 @@ _EVERYTHING: Final = ~Part.CALLS
 
 
 def commit_items(execute: Execute, items: Sequence[Item]) -> set[str]:
-    """Commit items of different runs; returns the runs whose item is committed, of the others nothing is written.
+    """Commit items; returns the keys of those that are committed, of the others nothing is written.
 
-    Raises what ``execute`` raises; a division by zero has undone everything.
+    Of one run there is either one exclusive item or any number of others. Raises what ``execute`` raises; a division by
+    zero has undone everything.
     """
     parts = Part.NOTHING
     for item in items:
@@ -169,7 +177,7 @@ def commit_items(execute: Execute, items: Sequence[Item]) -> set[str]:
     alone = any(Part.ADVANCE not in item.parts for item in items)
     if len(items) > 1:
         parts, alone = parts | _EVERYTHING, True
-    given = sorted(items, key=lambda item: item.run_id)
+    given = sorted(items, key=lambda item: item.key)
     parameters = [
         f"[{','.join(item.encoded for item in given)}]",
         f"[{','.join(item.payloads for item in given if item.payloads)}]",
@@ -206,7 +214,7 @@ def statement_for(parts: Part, *, alone: bool, is_one: bool) -> str:
     )
     misses = " + ".join(f"abs({miss})" for miss in _misses(parts, moved))
     return (
-        f"WITH {', '.join(clauses)} SELECT run FROM passed "
+        f"WITH {', '.join(clauses)} SELECT key FROM passed "
         f"WHERE 1 / (CASE WHEN {misses} = 0 THEN 1 ELSE 0 END) = 1{unused}"
     )
 
@@ -238,13 +246,13 @@ def _completing(parts: Part, moved: Sequence[str]) -> list[str]:
     logged = _LOGGED.format(moved=" UNION ALL ".join(f"SELECT * FROM {each}" for each in moved))
     if Part.CALLS not in parts:
         return [_ENDED, _TRIED.format(sums="", recorded=""), logged]
-    tried = _TRIED.format(sums=_SUMS, recorded=" LEFT JOIN recorded ON recorded.of_run = passed.run")
+    tried = _TRIED.format(sums=_SUMS, recorded=" LEFT JOIN recorded ON recorded.of_key = passed.key")
     return [_ENDED, _RECORDED, tried, logged]
 
 
 def _misses(parts: Part, moved: Sequence[str]) -> list[str]:
     """Differences that are 0 if all that has passed is written."""
-    runs = " - ".join(f"(SELECT count(*) FROM {each})" for each in moved)
+    runs = " - ".join(f"(SELECT coalesce(sum(events), 0) FROM {each})" for each in moved)
     misses = [f"(SELECT count(*) FROM passed) - {runs}"]
     if Part.COMPLETION in parts:
         completed = "(SELECT count(*) FROM passed WHERE place IS NOT NULL)"

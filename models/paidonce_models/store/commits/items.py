@@ -1,7 +1,8 @@
 """What one run has to commit: a completion, an advance, or both with the claim of the next step.
 
 Owns the form in which an item reaches the store: JSON for ``batch_statement``, encoded by the thread that hands it
-over, so that whoever commits only joins texts. ``fits_*`` of ``single_statement`` say what may be an item.
+over, so that whoever commits only joins texts. ``fits_*`` say what may be an item: the common cases. There the agent
+starts and cancels no child run, and nothing is reserved, refused or stopped.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Item:
         "encoded",
         "error",
         "has_left",
+        "key",
         "outcome",
         "parts",
         "payloads",
@@ -75,12 +77,14 @@ class Item:
         steps: Sequence[NewStep],
     ) -> None:
         self.run_id = run_id
+        self.key = record["key"] = f"{run_id}/{record.get('place', '')}"
+        """Tells it from the other items of a batch."""
         self.parts = parts | (Part.PAYLOADS if payloads else Part.NOTHING) | (Part.STEPS if steps else Part.NOTHING)
         self.encoded = self.payloads = self.steps = ""
         self.size = sum(len(row.inline) for row in payloads)
         if not self.is_large:
             self.encoded = _encode(record)
-            self.payloads = ",".join(_payload(run_id, record["space"], row) for row in payloads)
+            self.payloads = ",".join(_payload(self.key, record["space"], row) for row in payloads)
             self.steps = ",".join(_step(run_id, step) for step in steps)
             self.size = len(self.encoded) + len(self.payloads) + len(self.steps)
         self.outcome: Outcome | None = None
@@ -94,8 +98,13 @@ class Item:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is not for a batch: its own thread commits it, beside the others."""
+        """Whether it is no item after all: its own thread writes it, beside the others."""
         return self.size >= LARGE_BYTES
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other item of its run may be in its batch. Completions by themselves may: of a fan-out, say."""
+        return Part.ADVANCE in self.parts
 
     @property
     def is_settled(self) -> bool:
@@ -116,6 +125,30 @@ class Item:
     def sleep(self, seconds: float) -> None:
         """Wait for ``wake``, or for so long."""
         self._bell.acquire(timeout=seconds)
+
+
+def fits_together(completion: Completion, head: RunHead, progress: Progress) -> bool:
+    """Whether a completion with its advance may be an item."""
+    if not fits_alone(completion):
+        return False
+    if progress.end is not None:
+        return head.parent_run_id is None and not progress.new_steps and not progress.cancelled_positions
+    return fits_as_advance(head, progress)
+
+
+def fits_as_advance(head: RunHead, progress: Progress) -> bool:
+    """Whether an advance may be an item."""
+    return (
+        progress.end is None
+        and not head.has_stopped_steps
+        and not progress.cancelled_positions
+        and all(step.kind != "agent" for step in progress.new_steps)
+    )
+
+
+def fits_alone(completion: Completion) -> bool:
+    """Whether a completion without its advance may be an item."""
+    return not (completion.refused_calls or completion.claim.has_reservations or not completion.is_final)
 
 
 def completion_item(completion: Completion) -> Item:
@@ -208,10 +241,10 @@ def _consumed(head: RunHead, progress: Progress) -> dict[str, object]:
     return record
 
 
-def _payload(run_id: str, namespace: object, row: PayloadRow) -> str:
+def _payload(key: str, namespace: object, row: PayloadRow) -> str:
     return _encode(
         {
-            "run": run_id,
+            "key": key,
             "space": namespace,
             "id": row.id,
             "codec": row.codec,

@@ -185,6 +185,11 @@ def write_progress(
     return messages
 
 
+def step_messages(head: RunHead, steps: Sequence[NewStep]) -> list[StepMessage]:
+    """The messages of new steps that are no child runs."""
+    return [_step_message(head, step) for step in steps]
+
+
 def insert_steps(connection: Connection, head: RunHead, steps: Sequence[NewStep]) -> list[Message]:
     """Insert what the agent requested, child runs with their first event; returns the messages to publish."""
     messages: list[Message] = []
@@ -218,16 +223,7 @@ def insert_steps(connection: Connection, head: RunHead, steps: Sequence[NewStep]
                 AdvanceMessage(run_id=child_run_id, agent=step.name, queue=step.queue, priority=head.priority)
             )
         else:
-            messages.append(
-                StepMessage(
-                    run_id=head.id,
-                    position=step.position,
-                    name=step.name,
-                    agent=head.agent,
-                    queue=step.queue,
-                    priority=head.priority,
-                )
-            )
+            messages.append(_step_message(head, step))
         rows.append(
             {
                 "run_id": head.id,
@@ -255,6 +251,17 @@ def insert_steps(connection: Connection, head: RunHead, steps: Sequence[NewStep]
 
 
 _INHERITED = text("SELECT tags, lineage FROM runs WHERE id = :run_id")
+
+
+def _step_message(head: RunHead, step: NewStep) -> StepMessage:
+    return StepMessage(
+        run_id=head.id,
+        position=step.position,
+        name=step.name,
+        agent=head.agent,
+        queue=step.queue,
+        priority=head.priority,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

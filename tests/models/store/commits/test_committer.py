@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+from paidonce_models.database import dedicated_session
 from paidonce_models.database.dedicated_session import RolledBack
 from paidonce_models.database.session_choices import Pooler
 from paidonce_models.database.transactions import Database
@@ -22,7 +23,7 @@ from paidonce_models.states import RunState
 from paidonce_models.store.commits import committer as module
 from paidonce_models.store.commits.batch_statement import commit_items
 from paidonce_models.store.commits.committer import MOST_ITEMS, Committer
-from paidonce_models.store.commits.items import LARGE_BYTES, Item, completion_item, together_item
+from paidonce_models.store.commits.items import LARGE_BYTES, Item, advance_item, completion_item, together_item
 from paidonce_models.store.runs.advancing import Progress
 from paidonce_models.store.runs.runs_head import RunHead
 from paidonce_models.store.steps.claims import Claim, claim_step
@@ -90,7 +91,7 @@ class Together:
     def outcomes(self) -> list[bool | str]:
         self._database.gate.set()
         with self._pool:
-            return [future.result(30) if future.exception(30) is None else _name(future) for future in self.futures]
+            return [future.result(60) if future.exception(60) is None else _name(future) for future in self.futures]
 
 
 def _name(future: Future[bool]) -> str:
@@ -128,57 +129,88 @@ def test_a_large_item_is_left_to_its_own_thread(store: Store, database: GatedDat
     (claim,) = claims(store, 1)
     data = os.urandom(LARGE_BYTES).hex().encode()
     item = completion_item(replace(success(claim), result=split(b'"' + data + b'"')))
+    assert item.is_large and item.payloads == ""
     assert not Committer(database).commit(item)
-    assert database.sizes == [] and item.payloads == ""
+    assert database.sizes == []
 
 
-def test_of_one_run_only_one_item_is_in_the_committer(store: Store, database: GatedDatabase) -> None:
-    run_id = store.running(steps=2)
-    first, second = (completion_item(success(store.claimed(run_id, position))) for position in (1, 2))
-    together = Together(database, [first])
-    assert not together.committer.commit(second)
-    assert together.outcomes() == [True]
-    database.gate.set()
-    assert together.committer.commit(completion_item(success(store.claimed(store.running()))))
+def test_steps_of_one_run_that_end_at_once_are_one_batch(store: Store, database: GatedDatabase) -> None:
+    run_id = store.running(steps=9)
+    items = [completion_item(success(store.claimed(run_id, position))) for position in range(1, 10)]
+    together = Together(database, [completion_item(success(claims(store, 1)[0])), *items])
+    assert together.outcomes() == [True] * 10
+    assert database.sizes == [1, 9]
+    assert accepted(store) == 10
+    assert store.row(f"SELECT last_seq, consumed_seq FROM runs WHERE id = '{run_id}'") == (10, 1)
 
 
-def test_a_run_that_is_locked_or_whose_guard_fails_goes_by_itself_and_hinders_no_other(
+def test_an_advance_is_alone_of_its_run_in_a_batch_and_nothing_overtakes_it(
     store: Store, database: GatedDatabase
 ) -> None:
+    run_id = store.running(steps=3)
+    steps = [success(store.claimed(run_id, position)) for position in (1, 2)]
+    head = store.head(run_id)
+    store.complete(success(store.claimed(run_id, 3)))
+    items = [
+        completion_item(success(claims(store, 1)[0])),
+        completion_item(steps[0]),
+        advance_item(head, _nothing_more(head)),
+        completion_item(steps[1]),
+    ]
+    together = Together(database, items)
+    assert together.outcomes() == [True] * 4
+    assert database.sizes == [1, 1, 1, 1]
+    events = store.rows(f"SELECT position FROM run_events WHERE run_id = '{run_id}' AND seq > 1 ORDER BY seq")
+    assert [row.position for row in events] == [3, 1, 2]
+
+
+def test_a_run_that_is_locked_or_whose_guard_fails_hinders_no_other(store: Store, database: GatedDatabase) -> None:
     first, locked, ended, good = claims(store, 4)
     store.complete(success(ended))
     items = [completion_item(success(claim)) for claim in (first, locked, ended, good)]
     together = Together(database, items)
     with store.database.write() as connection:
         connection.exec_driver_sql(f"SELECT 1 FROM runs WHERE id = '{locked.run_id}' FOR UPDATE")
-        assert together.outcomes() == [True, False, False, True]
-    assert accepted(store) == 3
+        database.gate.set()
+        assert together.futures[3].result(60)
+        wait_until(lambda: waits_for_a_lock(store), "the one whose run is locked waits by itself")
+    assert together.outcomes() == [True, True, False, True]
+    assert accepted(store) == 4
 
 
 def test_data_that_the_store_refuses_is_refused_for_its_own_item_only(store: Store, database: GatedDatabase) -> None:
     first, bad, good = claims(store, 3)
     refused = replace(failure(bad), traceback="a NUL \0 in it", calls=())
     items = [completion_item(each) for each in (success(first), refused, success(good))]
-    assert Together(database, items).outcomes() == [True, False, False], "split: each tries by itself"
-    assert accepted(store) == 1
+    assert Together(database, items).outcomes() == [True, "StatementRefused", True], "split: each tries by itself"
+    assert accepted(store) == 2
     assert [row.state for row in store.rows("SELECT state FROM steps ORDER BY state")] == [
         "running",
-        "running",
+        "succeeded",
         "succeeded",
     ]
 
 
-def test_a_deadlock_that_is_planted_resolves_and_the_batch_is_split(store: Store, database: GatedDatabase) -> None:
+@pytest.fixture
+def patient_with_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a database that is made afterwards."""
+    monkeypatch.setitem(dedicated_session.SETTINGS, "lock_timeout", "20000")
+
+
+def test_a_deadlock_that_is_planted_resolves_and_the_batch_is_split(
+    store: Store, patient_with_locks: None, database: GatedDatabase
+) -> None:
     first, low, high = claims(store, 3)
     together = Together(database, [completion_item(success(claim)) for claim in (first, low, high)])
     lock = "SELECT 1 FROM attempts WHERE run_id = '{}' FOR UPDATE"
     with psycopg.connect(plain(store.url)) as other:
+        other.execute("SET deadlock_timeout = '60s'")  # it is the batch that finds it, and ends it
         other.execute(lock.format(high.run_id))
         database.gate.set()
         wait_until(lambda: waits_for_a_lock(store), "the batch waits for the lock")
         other.execute(lock.format(low.run_id))  # waits for the batch, which waits for this
-    assert together.outcomes() == [True, False, False]
-    assert [store.complete(success(claim)) for claim in (low, high)]
+    assert together.outcomes() == [True, True, True]
+    assert database.sizes == [1, 2]
     assert accepted(store) == 3
 
 
@@ -278,7 +310,8 @@ def test_a_thread_in_the_middle_of_a_commit_does_not_wait_for_itself(store: Stor
     nested: list[bool] = []
     database.before = lambda: nested.append(committer.commit(completion_item(success(third))))
     assert committer.commit(completion_item(success(second)))
-    assert nested == [False]
+    assert nested == [True]
+    assert accepted(store) == 3
 
 
 def test_a_forked_child_commits_with_a_session_of_its_own(store: Store, database: GatedDatabase) -> None:
@@ -366,7 +399,8 @@ def test_a_session_that_the_server_refuses_leaves_the_work_to_the_pool(
     assert database._dedicated is not None
     monkeypatch.setattr(database._dedicated._sessions, "open", refuse)
     (claim,) = claims(store, 1)
-    assert not Committer(database).commit(completion_item(success(claim)))
+    assert Committer(database).commit(completion_item(success(claim)))
+    assert accepted(store) == 1
 
 
 def test_an_error_that_the_server_has_told_is_no_doubt_even_if_the_session_ends_then(store: Store) -> None:
@@ -426,7 +460,7 @@ def test_a_step_that_is_being_claimed_while_its_run_ends_is_cancelled(
             ending = pool.submit(commit_items, database.execute_dedicated, items)
             wait_until(lambda: waits_for_a_lock(store), "the end waits for the claim")
         committed.append(ending.result(30))
-    assert committed == [{item.run_id for item in items}]
+    assert committed == [{item.key for item in items}]
     assert [
         row.state for row in store.rows("SELECT state FROM steps WHERE run_id = :r ORDER BY position", r=run_id)
     ] == [
@@ -436,7 +470,7 @@ def test_a_step_that_is_being_claimed_while_its_run_ends_is_cancelled(
 
 
 def test_an_attempt_that_is_being_written_meanwhile_keeps_both(store: Store, database: GatedDatabase) -> None:
-    """A heartbeat adds to its sums: nobody's write is lost, and the batch goes by itself."""
+    """A heartbeat adds to its sums: nobody's write is lost."""
     database.gate.set()
     items = [completion_item(success(claim)) for claim in claims(store, 2)]
     with ThreadPoolExecutor(1) as pool:
@@ -444,8 +478,9 @@ def test_an_attempt_that_is_being_written_meanwhile_keeps_both(store: Store, dat
             connection.exec_driver_sql(f"UPDATE attempts SET calls = 7 WHERE run_id = '{items[0].run_id}'")
             ending = pool.submit(Committer(database).commit, items[0])
             wait_until(lambda: waits_for_a_lock(store), "it waits for the heartbeat")
-        assert not ending.result(30)
-    assert accepted(store) == 0
+        assert ending.result(60)
+    assert accepted(store) == 1
+    assert store.row(f"SELECT calls FROM attempts WHERE run_id = '{items[0].run_id}'").calls == 8
     assert Committer(database).commit(items[1])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,9 @@ class Process:
         head, progress = self._stands(run_id, chosen, read=0)
         if head.state.is_terminal:
             return
+        if progress.to_seq == progress.from_seq:  # an agent is fed something before it asks for more
+            patiently(lambda: self.database.transact(lambda c: _append(c, run_id)))
+            return
         if not progress.new_steps:
             progress = replace(progress, new_steps=[new_step(_next(progress, self, run_id), "step", progress.to_seq)])
         try:
@@ -283,8 +287,11 @@ def rivals(store: Store, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counted(execute: Any, batch: Any) -> set[str]:
         sizes[len(batch)] += 1
-        if sum(sizes.values()) % 4 == 0:
-            stop.wait(0.01)  # long enough for others to queue, on any machine: the next batch holds several
+        if max(sizes) == 1:  # until others have queued, on any machine: the next batch holds several
+            (committer,) = (each.committer for each in processes if each.database is execute.__self__)
+            latest = time.monotonic() + 1
+            while len(committer._waiting) < len(batch) + 2 and time.monotonic() < latest and not stop.wait(0.002):
+                pass
         return commit_items(execute, batch)
 
     stop = threading.Event()

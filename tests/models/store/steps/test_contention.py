@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -51,16 +51,19 @@ class Contention:
         self.done: Counter[str] = Counter()
 
     def run(self, stop: threading.Event) -> Counter[str]:
-        """Act until told to stop."""
+        """Act until told to stop, and each act once in any case."""
         acts = [self._work, self._work, self._work, self._advance, self._sweep, self._cancel_child, self._end_child]
         acts += [self._park, self._unpark, self._make_room, self._resolve, self._roll_up, self._end_root]
         self._random.shuffle(acts)
-        for act in itertools.chain(acts, iter(lambda: self._random.choice(acts), None)):
-            if stop.is_set():
-                break
-            act()
-            self.done[act.__name__] += 1
+        for act in acts:
+            self._do(act)
+        while not stop.is_set():
+            self._do(self._random.choice(acts))
         return self.done
+
+    def _do(self, act: Callable[[], None]) -> None:
+        act()
+        self.done[act.__name__] += 1
 
     def _runs(self) -> list[tuple[str, str | None]]:
         rows = self._store.rows(
