@@ -44,7 +44,7 @@ from paidonce_models.store.runs.submission import NewRun, Outcome, Submitted, st
 from paidonce_models.store.steps.resolving import resolve_as_failed, resolve_as_succeeded, resolve_by_retry
 
 if TYPE_CHECKING:
-    from paidonce.broker.publishing import Publisher
+    from paidonce.broker.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ class Client:
     def _new_publisher(self) -> Publisher:
         # Celery and its transports take as long to import as everything else: only for publishing.
         from paidonce.broker.celery_app import build_celery_app  # noqa: PLC0415
-        from paidonce.broker.publishing import Publisher  # noqa: PLC0415
+        from paidonce.broker.publisher import Publisher  # noqa: PLC0415
 
         return Publisher(build_celery_app(self.settings), self.settings)
 

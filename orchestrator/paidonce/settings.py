@@ -30,7 +30,7 @@ from paidonce.configuration.setting_sources import (
     warn_of_unknown_names,
 )
 from paidonce.configuration.store_settings import StoreSettings
-from paidonce.usage.provider_hosts import parse_provider_hosts
+from paidonce.usage.provider_hosts_setting import parse_provider_hosts
 from paidonce_models.budgets import Unit
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.money import nanousd_from_usd

@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from paidonce import provider_client
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 from paidonce_workers.capture import capturing
 
 CLIENTS = ("openai", "anthropic", "google-genai", "litellm", "pydantic-ai-slim", "httpx", "httpx2", "aiohttp")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import httpx2
 
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 from paidonce_models.usage import CallRecord
 from paidonce_workers.capture import capturing
 

@@ -14,10 +14,10 @@ import httpx
 import httpx2
 import pytest
 
-from paidonce.usage.recording import CallRecorder, innermost_tool, recording_into
+from paidonce.usage.call_recorder import CallRecorder, innermost_tool, recording_into
 from paidonce_models.usage import CallKind, CallStatus, UsageSource
 from paidonce_workers.capture import capturing, install, observation
-from paidonce_workers.capture.hosts import HostTable
+from paidonce_workers.capture.provider_endpoints import HostTable
 from paidonce_workers.capture.responses import DocumentReader
 from tests.capture.replies import (
     ASKED,
@@ -339,7 +339,7 @@ def test_half_an_emoji_costs_no_call() -> None:
 def test_a_library_imported_by_a_body_is_tapped_and_none_is_imported_for_it() -> None:
     program = """
 import sys
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 from paidonce_workers.capture import capturing
 with capturing(), recording_into(CallRecorder()) as recorder:
     assert not {"httpx", "httpx2", "genai_prices"} & set(sys.modules), "imported for nothing"

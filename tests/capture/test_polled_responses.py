@@ -12,13 +12,13 @@ from unittest.mock import Mock
 import openai
 import pytest
 
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce.usage.explicit_usage import record_usage
-from paidonce.usage.provider_hosts import Api
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.provider_hosts_setting import Api
 from paidonce_models.usage import CallRecord, CallStatus, UsageSource
 from paidonce_workers.capture.capture_errors import Faults
-from paidonce_workers.capture.hosts import Poll
 from paidonce_workers.capture.polled_responses import PollObservation
+from paidonce_workers.capture.provider_endpoints import Poll
 from tests.capture.replies import step_body
 
 USAGE = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paidonce.usage.provider_hosts import Api
+from paidonce.usage.provider_hosts_setting import Api
 from paidonce_workers.capture.bounded_bytes import WHOLE_BYTES
 from paidonce_workers.capture.responses import Answer, DocumentReader, EventStreamReader
 from tests.capture.replies import CHAT, events

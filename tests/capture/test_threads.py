@@ -10,8 +10,8 @@ from contextvars import ContextVar
 import pytest
 
 from paidonce.declarations.current_step import CurrentStep, executing
+from paidonce.usage.call_recorder import CallRecorder, current_recorder, innermost_tool, recording_into, tool_stack
 from paidonce.usage.explicit_usage import record_usage
-from paidonce.usage.recording import CallRecorder, current_recorder, innermost_tool, recording_into, tool_stack
 from paidonce_workers.capture import capturing
 from tests.capture.replies import step_body
 

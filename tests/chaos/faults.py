@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.runs import advancer as advance
 from paidonce.runs import claiming
 from paidonce_models.store.commits import committer

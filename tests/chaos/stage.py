@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.client import Client
 from paidonce.costs import read_costs
 from paidonce.drill import agents as drill_agents

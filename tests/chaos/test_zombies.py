@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from paidonce.broker.celery_app import build_celery_app
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.declarations.registry import default_registry
 from paidonce.replay.cache import MachineCache
 from paidonce.runs.advancer import Advancer

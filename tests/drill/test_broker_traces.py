@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from paidonce.broker.celery_app import build_celery_app
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.drill.broker_traces import remove_broker_traces
 from paidonce.settings import Settings
 from paidonce_models.store.messages import AdvanceMessage

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from paidonce.usage.recording import CallRecorder, current_recorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, current_recorder, recording_into
 from paidonce_workers.capture.installation import Installation, install
 
 installed: list[Installation] = []

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 from paidonce_workers.capture.installation import capturing
 from tests.capture.client_driver import DRIVES
 

@@ -4,7 +4,7 @@ Owns the recognition of response shapes and their reduction to the two things th
 read, the model's name and the usage block; genai-prices' extractors then count, before
 and independently of any price, so that an unknown model keeps its tokens. Reads nothing
 of a response's content. A response without usage (a stream that did not request it)
-gives unknown counts, never zeros.
+gives unknown counts, never zeros. Computes no money: ``price_book`` does.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from paidonce.declarations.lazy_results import drop, is_lazy, lazy_message
 from paidonce.policies.attempt_policies import attempt_policies
-from paidonce.usage.recording import current_recorder, innermost_tool
+from paidonce.usage.call_recorder import current_recorder, innermost_tool
 from paidonce.values.parameters import Parameters
 from paidonce_models.errors import DeclarationError, InvalidInput, NotSerialisable
 from paidonce_models.payloads.documents import Encoded

@@ -13,7 +13,7 @@ from paidonce.policies.policy import ResolvedPolicy
 from paidonce.policies.policy_book import PolicyBook
 from paidonce.policies.precedence import DEFAULT_SOURCE
 from paidonce.policies.targets import Target
-from paidonce.usage.provider_hosts import API_OF_PROVIDER
+from paidonce.usage.provider_hosts_setting import API_OF_PROVIDER
 from paidonce_models.errors import ConfigurationError
 
 _WHEN_OPEN = "breaker.when_open"

@@ -38,7 +38,7 @@ from paidonce.replay.watchdog import SliceInterrupt, Watch, watchdog
 from paidonce_models.errors import ReplayError, SliceTooLong
 
 __replay_loop__ = True
-"""``refusals.LOOP_MARK``: a frame of this module is the loop's."""
+"""``forbidden_calls.LOOP_MARK``: a frame of this module is the loop's."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

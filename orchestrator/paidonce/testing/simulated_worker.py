@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce.declarations.registry import Registry
 from paidonce.policies.policy_book import PolicyBook
 from paidonce.replay.cache import MachineCache

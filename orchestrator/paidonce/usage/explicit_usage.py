@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
+from paidonce.usage.call_recorder import current_recorder
 from paidonce.usage.captured_calls import Statement
-from paidonce.usage.recording import current_recorder
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import NANOUSD_PER_USD, exact_amount, nanousd_from_usd
 from paidonce_models.usage import CallKind, CallRecord, CallStatus, Usage, UsageSource

@@ -8,7 +8,7 @@ from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH, MAX_CACHED_STATEMENT_P
 from sqlalchemy import TextClause
 from sqlalchemy.dialects.postgresql import psycopg
 
-from paidonce_models.store.runs import events, run_log, single_insert, submission
+from paidonce_models.store.runs import bulk_insert, events, run_log, submission
 from paidonce_models.store.runs.run_states import HAS_STOPPED_STEPS
 from paidonce_models.store.steps import claims
 from tests.models.stored_runs import Store
@@ -31,7 +31,7 @@ def test_the_driver_parses_no_hot_statement_anew_each_time() -> None:
         compiled = statement.compile(dialect=dialect)
         assert len(str(compiled)) <= MAX_CACHED_STATEMENT_LENGTH, name
         assert len(compiled.params) <= MAX_CACHED_STATEMENT_PARAMS, name
-    assert len(single_insert.INSERT_AT_ONCE) <= MAX_CACHED_STATEMENT_LENGTH
+    assert len(bulk_insert.INSERT_AT_ONCE) <= MAX_CACHED_STATEMENT_LENGTH
 
 
 def test_reading_a_run_looks_for_its_stopped_steps_in_their_index(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from paidonce import DeclarationError, InvalidInput, NotSerialisable, PayloadToo
 from paidonce.declarations.declaration import AgentDeclaration, StepDeclaration
 from paidonce.declarations.registry import Registry
 from paidonce.policies.retry import NO_RETRY
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 from paidonce_models.budgets import Maxima, Unit
 
 HERE = __name__

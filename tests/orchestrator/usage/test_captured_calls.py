@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce.usage.captured_calls import CapturedCall
-from paidonce.usage.recording import CallRecorder
 from paidonce_models.usage import CallKind, CallRecord, UsageSource
 
 

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from paidonce.usage.call_recorder import CallRecorder, innermost_tool, recording_into
 from paidonce.usage.explicit_usage import record_usage
-from paidonce.usage.recording import CallRecorder, innermost_tool, recording_into
 from paidonce_models.errors import InvalidInput
 from paidonce_models.pricing import PriceBook, PriceRow
 from paidonce_models.usage import CallKind, UsageSource
@@ -230,7 +230,7 @@ def test_importing_and_stating_a_cost_loads_no_price_list() -> None:
     program = """
 import sys
 from paidonce.usage.explicit_usage import record_usage
-from paidonce.usage.recording import CallRecorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, recording_into
 with recording_into(CallRecorder()):
     record_usage(provider="p", cost_usd=1)
 assert not [name for name in sys.modules if name.startswith(("genai_prices", "paidonce_models.pricing"))]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paidonce_workers.breakers import CircuitBreakers, Failure
-from paidonce_workers.breakers import decider as deciding
+from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_decisions
 from tests.services.availability import service_missing
 from tests.services.valkey import RedisServer
 
@@ -83,4 +82,4 @@ def breakers(circuit_server: RedisServer, make_breakers: MakeBreakers) -> Circui
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is given longer than a call may wait: for tests of what it decides, on a machine that may be busy."""
-    monkeypatch.setattr(deciding, "LIMIT_SECONDS", 20.0)
+    monkeypatch.setattr(circuit_decisions, "LIMIT_SECONDS", 20.0)

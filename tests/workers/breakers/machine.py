@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from paidonce.policies import BreakerPolicy
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts
 from paidonce_workers.breakers.circuit_state import Answer, CircuitState, CircuitStatus, Verdict
 from paidonce_workers.breakers.outcome import NEUTRAL, SUCCESS, Effect, Outcome, failure
 from paidonce_workers.breakers.redis_link import Link
-from paidonce_workers.breakers.rules_on_redis import RulesOnRedis
 from tests.workers.breakers.model import MOVES
 from tests.workers.breakers.oracle import Clock, Ledger, Oracle
 
@@ -66,7 +66,7 @@ class Call:
     is_over: bool = False
 
 
-class ForgetfulRules(RulesOnRedis):
+class ForgetfulRules(CircuitScripts):
     """The rules on a server that can be made to forget a circuit."""
 
     def __init__(self, link: Link, namespace: str, clock: Clock) -> None:

@@ -20,8 +20,15 @@ import threading
 import time
 
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, CircuitChange, Failure, failure
-from paidonce_workers.breakers import decider as deciding
+from paidonce_workers.breakers import (
+    SUCCESS,
+    Admission,
+    CircuitBreakers,
+    CircuitChange,
+    Failure,
+    circuit_decisions,
+    failure,
+)
 
 POLICY = BreakerPolicy(consecutive_failures=1, open_base_seconds=0.05, open_cap_seconds=0.05, open_jitter=0.0)
 
@@ -99,5 +106,5 @@ def main(path: str, url: str, namespace: str, probe_seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    deciding.LIMIT_SECONDS = 20.0  # type: ignore[misc]  # a machine that runs tests may be busy, and nothing is away
+    circuit_decisions.LIMIT_SECONDS = 20.0  # type: ignore[misc]  # a machine that runs tests may be busy, and nothing is away
     main(*sys.argv[1:])

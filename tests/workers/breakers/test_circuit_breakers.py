@@ -34,7 +34,7 @@ from paidonce_workers.breakers import (
     Verdict,
     failure,
 )
-from paidonce_workers.breakers.rules_on_redis import CIRCUIT
+from paidonce_workers.breakers.circuit_scripts import CIRCUIT
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers, by_type
@@ -694,9 +694,9 @@ FORKING_PROGRAM = """
 import os, sys, threading
 from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_breakers, failure
-from paidonce_workers.breakers import decider as deciding
+from paidonce_workers.breakers import circuit_decisions
 
-deciding.LIMIT_SECONDS = circuit_breakers.BY_HAND_SECONDS = 20.0  # busy is not away
+circuit_decisions.LIMIT_SECONDS = circuit_breakers.BY_HAND_SECONDS = 20.0  # busy is not away
 breakers = CircuitBreakers(sys.argv[1], namespace=sys.argv[2], classify=lambda error: Failure(kinds=frozenset()))
 policy = BreakerPolicy(consecutive_failures=10**6, min_calls=10**6)
 stopping = threading.Event()

@@ -9,7 +9,7 @@ from tests.long_proofs import share_of
 from tests.workers.breakers.machine import CircuitMachine, scenarios
 
 SCENARIOS = share_of(3_000)
-"""With those of ``test_rules``, which ask the model as well, 5,000."""
+"""With those of ``test_circuit_scripts``, which ask the model as well, 5,000."""
 
 
 def test_the_model_keeps_the_documented_rules() -> None:

@@ -10,8 +10,8 @@ import redis
 from redis.connection import AbstractConnection
 
 from paidonce_models.errors import ConfigurationError
+from paidonce_workers.breakers.circuit_scripts import checker
 from paidonce_workers.breakers.redis_connecting import connection_maker, refuse_cluster, shown
-from paidonce_workers.breakers.rules_on_redis import checker
 from tests.services.availability import free_port
 from tests.services.certificates import Certificates
 from tests.services.secured import MASTER, StartRedis, Watched

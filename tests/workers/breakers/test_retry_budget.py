@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paidonce.policies import RetryBudgetPolicy
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts, checker
 from paidonce_workers.breakers.redis_connecting import connection_maker
 from paidonce_workers.breakers.redis_link import Link
 from paidonce_workers.breakers.retry_budgets import RetryBudgets
-from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.conftest import MakeBreakers
 from tests.workers.breakers.oracle import START_US, Clock
@@ -115,7 +115,7 @@ def test_the_script_does_what_the_model_does(link: Link, namespace: str) -> None
     @given(policy=policies, steps=acts)
     def compare(policy: RetryBudgetPolicy, steps: list[tuple[str, int, float]]) -> None:
         clock, bucket, target = Clock(), None, f"target-{next(targets)}"
-        rules = RulesOnRedis(link, namespace, now_us=clock.now_us)
+        rules = CircuitScripts(link, namespace, now_us=clock.now_us)
         for act, calls, passes in steps:
             clock.forward(passes)
             asks = act == "ask"

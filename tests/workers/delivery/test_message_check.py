@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.message import Message
 
-from paidonce.broker.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce.broker.publisher import ADVANCE_TASK, SUBMIT_TASK
 from paidonce_models.ids import new_run_id
 from paidonce_workers.delivery.message_check import LARGEST_HINT_BYTES, UnusableMessage, read_message, submission_id
 from tests.fuzz.shapes import ANYWHERE

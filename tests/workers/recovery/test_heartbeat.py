@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from paidonce import agent, record_usage, step
-from paidonce.usage.recording import CallRecorder, current_recorder, recording_into
+from paidonce.usage.call_recorder import CallRecorder, current_recorder, recording_into
 from paidonce_models.errors import StoreUnreachable
 from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.steps.leases import LeaseKey

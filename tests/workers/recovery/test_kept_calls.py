@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from paidonce import agent, step
+from paidonce.usage.call_recorder import CallRecorder, current_recorder
 from paidonce.usage.captured_calls import CapturedCall, Statement
-from paidonce.usage.recording import CallRecorder, current_recorder
 from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_models.usage import CallKind, CallRecord, Usage, UsageSource

@@ -12,7 +12,7 @@ from paidonce.policies import describe_failure
 from paidonce_models.errors import CircuitOpen
 from paidonce_models.states import AttemptOutcome, RunState
 from paidonce_workers.breakers.outcome import NEUTRAL, Effect, outcome_of
-from paidonce_workers.execution.failed_attempts import open_circuits_in
+from paidonce_workers.execution.failure_completion import open_circuits_in
 from tests.workers.stand import Stand
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from paidonce.declarations.current_step import CurrentStep, executing
 from paidonce.declarations.registry import AnyStep
 from paidonce.policies.attempt_policies import AttemptPolicies, under_policies
-from paidonce.usage.recording import CallRecorder, innermost_tool, recording_into
+from paidonce.usage.call_recorder import CallRecorder, innermost_tool, recording_into
 from paidonce_models.errors import InvalidInput
 from paidonce_models.store.steps.claims import Claim
 from paidonce_workers.bodies.blocked_attempts import refuse_coroutine, result_not_storable, step_does_not_fit

@@ -1,7 +1,7 @@
 """One asyncio event loop in one thread per process, which runs all async steps.
 
 Owns the loop, its thread, the executor behind ``asyncio.to_thread`` and the
-watchdog (``blocked_loop``). Worker threads submit coroutines with ``submit`` or
+watchdog (``event_loop_watchdog``). Worker threads submit coroutines with ``submit`` or
 ``run`` and wait, so that a process can hold hundreds of waiting async steps which
 share one HTTP client.
 
@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from paidonce_models.errors import PaidonceError
 from paidonce_models.privacy.log_texts import failure_of
-from paidonce_workers.bodies.blocked_loop import Blockage, BlockedLoopWatchdog
+from paidonce_workers.bodies.event_loop_watchdog import Blockage, EventLoopWatchdog
 from paidonce_workers.bodies.forked_bodies import EndOfLoop, await_in_this_process
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class _RunningLoop:
         self.stopping = False
         self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self.thread.start()
-        self.watchdog = BlockedLoopWatchdog(
+        self.watchdog = EventLoopWatchdog(
             loop=self.loop,
             thread_ident=self.thread.ident or 0,
             label_of_current_task=self._label_of_current_task,

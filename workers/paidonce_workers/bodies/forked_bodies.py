@@ -19,8 +19,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from paidonce.declarations.current_step import executing
 from paidonce.policies.attempt_policies import attempt_policies
+from paidonce.usage.call_recorder import CallRecorder, current_recorder
 from paidonce.usage.captured_calls import CapturedCall
-from paidonce.usage.recording import CallRecorder, current_recorder
 from paidonce_models.usage import CallRecord, Usage
 
 log = logging.getLogger(__name__)

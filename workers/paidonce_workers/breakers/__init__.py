@@ -1,7 +1,7 @@
 """Circuit breakers and retry budgets, shared by all workers.
 
-    circuit_breakers, guard -> deciding -> rules_on_redis -> link -> Redis: circuit.lua, retry_budget.lua
-                                       \\-> alone: pybreaker, while Redis is away
+    circuit_breakers, guard -> circuit_decisions -> circuit_scripts -> redis_link -> circuit.lua, retry_budget.lua
+                                                \\-> without_redis: pybreaker, while Redis is away
 
 ``docs/explanation/resilience.md`` says what the rules are.
 """

@@ -1,4 +1,6 @@
--- The rules of a circuit, for Redis: `model.py` in Lua, one atomic script. Change both.
+-- Opens, half-opens and closes a circuit: its rules for Redis, one atomic script that `circuit_scripts.py` calls.
+-- The same rules are in `tests/workers/breakers/model.py` and, while Redis is away, in `without_redis.py`: change all
+-- three.
 --
 -- KEYS[1]  the circuit, one string packed by cmsgpack
 -- ARGV[1]  what to do; ARGV[2]  now in microseconds, '' for the server's clock; the rest by act, see `acts`

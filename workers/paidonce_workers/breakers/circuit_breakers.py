@@ -1,5 +1,8 @@
 """``CircuitBreakers``: the interface of the breakers for workers and commands.
 
+When a circuit opens, half-opens or closes is decided by ``circuit.lua`` on Redis, which ``circuit_scripts`` calls;
+while Redis is away, by ``without_redis``. ``circuit_decisions`` chooses between the two. Nothing here decides.
+
 A tool step calls ``admit`` before its attempt and ``report`` after it; an inline call runs under ``guard``; the
 heartbeat calls ``renew``; ``subscribe`` registers a listener that records state changes.
 """
@@ -14,13 +17,13 @@ from paidonce.policies import BreakerPolicy, RetryBudgetPolicy
 from paidonce.settings import Settings
 from paidonce_models.errors import CircuitStoreUnreachable
 from paidonce_workers.bodies.interrupt import interrupts_deferred
+from paidonce_workers.breakers.circuit_decisions import SETTING, Decider
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts
 from paidonce_workers.breakers.circuit_state import Answer, CircuitStatus
-from paidonce_workers.breakers.decider import SETTING, Decider
 from paidonce_workers.breakers.guard import Guard
 from paidonce_workers.breakers.outcome import Classify
 from paidonce_workers.breakers.redis_link import StoreAway
 from paidonce_workers.breakers.retry_budgets import RetryBudgets
-from paidonce_workers.breakers.rules_on_redis import RulesOnRedis
 
 T = TypeVar("T")
 
@@ -79,7 +82,7 @@ class CircuitBreakers(Decider):
         if self._is_the_fleet:
             return tuple(alone.status(name) for name, alone in sorted(self._alone.items()))
 
-        def look(shared: RulesOnRedis) -> list[CircuitStatus | None]:
+        def look(shared: CircuitScripts) -> list[CircuitStatus | None]:
             names = sorted(set(shared.names(limit_seconds=BY_HAND_SECONDS)))
             return [shared.status(name, limit_seconds=BY_HAND_SECONDS) for name in names]
 
@@ -105,12 +108,12 @@ class CircuitBreakers(Decider):
 
     # -- inside ----------------------------------------------------------------------
 
-    def _move_by_hand(self, circuit: str, act: Callable[[RulesOnRedis], Answer]) -> None:
+    def _move_by_hand(self, circuit: str, act: Callable[[CircuitScripts], Answer]) -> None:
         """Move a circuit for the whole fleet, and wait until listeners know. Raises ``CircuitStoreUnreachable``."""
         self._hear(circuit, self._by_hand(act), is_shared=True)
         self._announcer.wait_until_told(BY_HAND_SECONDS)
 
-    def _by_hand(self, act: Callable[[RulesOnRedis], T]) -> T:
+    def _by_hand(self, act: Callable[[CircuitScripts], T]) -> T:
         """Run a command on Redis: it takes effect for the whole fleet or not at all."""
         if self._shared is None or self._link is None:
             raise CircuitStoreUnreachable(

@@ -8,8 +8,8 @@ from typing import Self
 
 from paidonce.policies import BreakerPolicy
 from paidonce_models.errors import CircuitOpen
+from paidonce_workers.breakers.circuit_decisions import Decider, end_of
 from paidonce_workers.breakers.circuit_state import Admission
-from paidonce_workers.breakers.decider import Decider, end_of
 from paidonce_workers.breakers.outcome import SUCCESS
 
 

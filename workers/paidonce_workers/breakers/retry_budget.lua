@@ -1,4 +1,6 @@
--- The retry budget of a target, for Redis: `retry_budget_model.py` in Lua, one atomic script. Change both.
+-- The retry budget of a target, for Redis: one atomic script that `circuit_scripts.py` calls.
+-- The same rules are in `tests/workers/breakers/retry_budget_model.py` and, while Redis is away, in
+-- `retry_budgets.py`: change all three.
 --
 -- KEYS[1]  the budget, a hash of balance (tokens), at (microseconds), rate (tokens a second that calls deposit)
 -- ARGV     now in microseconds or '' for the server's clock, calls to deposit for, ratio, floor_per_second,

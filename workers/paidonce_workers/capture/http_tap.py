@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any, Final
 
 from paidonce.policies.attempt_policies import attempt_policies
-from paidonce.usage.recording import current_recorder, tool_stack
+from paidonce.usage.call_recorder import current_recorder, tool_stack
 from paidonce_workers.bodies.forked_bodies import tell_unseen
 from paidonce_workers.capture.capture_errors import Faults
-from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.observation import Decode, Observation
 from paidonce_workers.capture.polled_responses import PollObservation
+from paidonce_workers.capture.provider_endpoints import HostTable
 from paidonce_workers.capture.retries import HiddenRetries, Retries
 
 METHOD: Final = "_send_single_request"

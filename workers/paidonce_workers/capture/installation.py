@@ -19,9 +19,9 @@ from paidonce.declarations.current_step import executing
 from paidonce_models.forks import in_child
 from paidonce_workers.capture.aiohttp_tap import AIOHTTP_METHOD, AiohttpTap
 from paidonce_workers.capture.capture_errors import Faults
-from paidonce_workers.capture.hosts import HostTable
 from paidonce_workers.capture.http_tap import METHOD, HttpTap
 from paidonce_workers.capture.import_watch import ImportWatch
+from paidonce_workers.capture.provider_endpoints import HostTable
 from paidonce_workers.capture.threads import ThreadTap
 from paidonce_workers.capture.wrapping import Layer, Tap, put
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from paidonce.policies.attempt_policies import GuardedRequest
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce.usage.captured_calls import CapturedCall
-from paidonce.usage.recording import CallRecorder
 from paidonce_models.errors import InvalidInput
 from paidonce_models.money import nanousd_from_usd
 from paidonce_models.usage import LARGEST_COST_NANOUSD, CallRecord, CallStatus, UsageSource
 from paidonce_workers.capture.bounded_bytes import parsed_json
 from paidonce_workers.capture.capture_errors import Faults
-from paidonce_workers.capture.hosts import Endpoint
+from paidonce_workers.capture.provider_endpoints import Endpoint
 from paidonce_workers.capture.responses import AnswerReader, reader_for
 from paidonce_workers.capture.retries import Retries, fingerprint
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce_workers.capture.capture_errors import Faults
-from paidonce_workers.capture.hosts import Poll
 from paidonce_workers.capture.observation import Decode
+from paidonce_workers.capture.provider_endpoints import Poll
 from paidonce_workers.capture.responses import AnswerReader, reader_for
 
 FINAL: Final = frozenset({"completed", "incomplete", "failed", "cancelled", "expired", "ended"})

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from paidonce.usage.provider_hosts import Api
+from paidonce.usage.provider_hosts_setting import Api
 from paidonce_workers.capture.bounded_bytes import BoundedBytes, parsed_json
 
 _TELLING: Final = re.compile(

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 
 REMEMBERED_FAILURES: Final = 1_000
 _END_BYTES: Final = 2_048

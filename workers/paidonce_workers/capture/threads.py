@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from paidonce.declarations.current_step import CurrentStep, executing
 from paidonce.policies.attempt_policies import attempt_policies
-from paidonce.usage.recording import CallRecorder, current_recorder, tool_stack
+from paidonce.usage.call_recorder import CallRecorder, current_recorder, tool_stack
 from paidonce_workers.bodies.forked_bodies import call_in_this_process
 from paidonce_workers.capture.capture_errors import Faults
 

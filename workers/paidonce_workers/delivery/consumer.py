@@ -29,7 +29,7 @@ from celery.worker.consumer import consumer as celery_consumer
 
 from paidonce.broker.celery_app import queue_for, speaks_amqp
 from paidonce.broker.flood_log import FloodLog
-from paidonce.broker.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce.broker.publisher import ADVANCE_TASK, SUBMIT_TASK
 from paidonce_models.privacy.log_texts import cause_of, failure_of, loggable, shown_headers, shown_type
 from paidonce_workers.delivery.message_check import UnusableMessage, read_message, submission_id
 from paidonce_workers.delivery.remote_control import Control

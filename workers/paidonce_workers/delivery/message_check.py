@@ -22,7 +22,7 @@ from typing import Any
 
 from kombu.exceptions import DecodeError
 
-from paidonce.broker.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce.broker.publisher import ADVANCE_TASK, SUBMIT_TASK
 from paidonce.runs.new_run import is_name
 from paidonce_models.errors import PaidonceError
 from paidonce_models.privacy.log_texts import shown_type

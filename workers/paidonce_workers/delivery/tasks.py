@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import Reject
 
-from paidonce.broker.publishing import ADVANCE_TASK, SUBMIT_TASK
+from paidonce.broker.publisher import ADVANCE_TASK, SUBMIT_TASK
 from paidonce.declarations.registry import Registry
 from paidonce.runs.advance_result import Advanced
 from paidonce_models.privacy.log_texts import failure_of

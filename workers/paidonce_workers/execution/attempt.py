@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from paidonce.declarations.registry import AnyStep
 from paidonce.policies import ResolvedPolicy
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce_models.store.steps.claims import Claim
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_models.usage import CallRecord

@@ -12,7 +12,7 @@ import threading
 
 from sqlalchemy import Connection
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce.declarations.registry import AnyStep, Registry
 from paidonce.values.kept import accept_kept
 from paidonce.values.signatures import code_hash, result_shape

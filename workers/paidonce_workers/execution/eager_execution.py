@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from paidonce.broker.publishing import task_name
+from paidonce.broker.publisher import task_name
 from paidonce_models.store.messages import Message, StepMessage
 from paidonce_models.store.steps.claims import Claim
 

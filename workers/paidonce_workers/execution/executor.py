@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce.declarations.registry import Registry
 from paidonce.runs.advance_result import Advanced, AdvanceResult
 from paidonce.runs.advancer import Advancer
 from paidonce.runs.claiming import Claimer
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce_models.budgets import Unit
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import PayloadTooLarge
@@ -37,7 +37,7 @@ from paidonce_workers.breakers import SUCCESS
 from paidonce_workers.execution.attempt import Attempt, Execution, key_of
 from paidonce_workers.execution.completions import Completions
 from paidonce_workers.execution.eager_execution import current_eager_execution, left_to_publish
-from paidonce_workers.execution.failed_attempts import FailedAttempts
+from paidonce_workers.execution.failure_completion import FailureCompletions
 from paidonce_workers.execution.foreign_messages import ForeignMessages
 from paidonce_workers.execution.held_leases import HeldLease, HeldLeases
 from paidonce_workers.execution.local_schedule import LocalSchedule
@@ -114,7 +114,7 @@ class Executor:
         self._timing = circuits.timing
         self._foreign = ForeignMessages(database, settings.namespace)
         self._unfinished = UnfinishedAttempts(database=database, publisher=publisher, store_waits=store_waits)
-        self._failures = FailedAttempts(circuits, settings.worker)
+        self._failures = FailureCompletions(circuits, settings.worker)
         self._database = database
         self._registry = registry
         self._advancer = advancer

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce_models.store.steps.leases import LeaseKey
 
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from paidonce.broker.publishing import celery_message
+from paidonce.broker.publisher import celery_message
 from paidonce_workers.execution.eager_execution import EagerMessage
 
 

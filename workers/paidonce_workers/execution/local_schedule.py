@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StoreError
 from paidonce_models.store.messages import AdvanceMessage, Message, StepMessage

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce_models.database.transactions import Database
 from paidonce_models.store.messages import Message, StepMessage
 from paidonce_models.store.recovery.lost_steps import reclaim_step

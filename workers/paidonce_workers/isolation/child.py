@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce_models.errors import PaidonceError
 from paidonce_models.pricing import PriceRow
 from paidonce_models.privacy.masking import current_masker

@@ -14,7 +14,7 @@ from typing import Any, Final
 from paidonce.configuration.module_loading import load_modules
 from paidonce.declarations.registry import default_registry
 from paidonce.policies import describe_failure
-from paidonce.usage.recording import CallRecorder
+from paidonce.usage.call_recorder import CallRecorder
 from paidonce.user_errors import error_of, traceback_of
 from paidonce_models.pricing import PriceBook
 from paidonce_models.privacy.masking import mask_names

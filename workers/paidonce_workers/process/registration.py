@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.declarations.registry import Registry
 from paidonce.replay.bounds import bounds_of
 from paidonce.settings import Settings

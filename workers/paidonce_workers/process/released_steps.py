@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Hashable, Iterable
 
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StatementRefused, StoreError
 from paidonce_models.store.messages import Message

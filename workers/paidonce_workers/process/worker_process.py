@@ -1,4 +1,7 @@
-"""The wiring of one worker process, in one place."""
+"""``WorkerProcess``: all parts of one process that executes steps, wired in one place.
+
+``process_per_pid`` makes one for the worker and one for each child that is forked from it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from paidonce.broker.celery_app import PaidonceCelery
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.declarations.registry import Registry, default_registry
 from paidonce.policies import describe_failure
 from paidonce.policies.file.parsing import policies_from_settings

@@ -17,7 +17,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StatementRefused, StoreError
 from paidonce_models.liveness import remove_lock_file

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
-from paidonce.broker.message_publisher import MessagePublisher
+from paidonce.broker.publisher_protocol import MessagePublisher
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StatementRefused, StoreError, StoreUnreachable
 from paidonce_models.privacy.log_texts import failure_of

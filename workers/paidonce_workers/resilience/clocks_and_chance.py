@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from paidonce.usage.recording import wall_clock_us
+from paidonce.usage.call_recorder import wall_clock_us
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

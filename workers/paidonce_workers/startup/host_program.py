@@ -25,9 +25,9 @@ from paidonce_workers.isolation_hosts.host_process import LENGTH_BYTES, READY
 from paidonce_workers.isolation_hosts.hosting import Hosting
 from paidonce_workers.isolation_hosts.orders import Beginning, Order, read_order
 from paidonce_workers.pools.draining import end_process
+from paidonce_workers.process.process_per_pid import ProcessPerPid
 from paidonce_workers.process.worker_parts import WorkerParts
 from paidonce_workers.process.worker_process import Role
-from paidonce_workers.process.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Program:
         for declaration in default_registry.steps:
             registry.add_step(declaration)
         self._parts = WorkerParts(drain_seconds=settings.drain_seconds)
-        processes = WorkerProcesses(
+        processes = ProcessPerPid(
             app=build_celery_app(settings),
             settings=settings,
             registry=registry,

@@ -31,8 +31,8 @@ from paidonce_workers.delivery.code_held_elsewhere import hand_on_step
 from paidonce_workers.delivery.consumer import Consumer
 from paidonce_workers.delivery.tasks import register_tasks
 from paidonce_workers.execution.store_waits import StoreWaits
+from paidonce_workers.process.process_per_pid import ProcessPerPid
 from paidonce_workers.process.worker_parts import WorkerParts
-from paidonce_workers.process.worker_processes import WorkerProcesses
 from paidonce_workers.startup import host_program
 from paidonce_workers.startup.worker_options import pinned
 from paidonce_workers.startup.worker_program import choose_pool
@@ -60,7 +60,7 @@ def build_worker_app(settings: Settings, registry: Registry) -> PaidonceCelery:
         is_step=lambda name: registry.step(name) is not None,
         largest_submission_bytes=largest_submission_bytes(settings),
     )
-    processes = WorkerProcesses(
+    processes = ProcessPerPid(
         app=app, settings=settings, registry=registry, parts=parts, host_program=host_program.__name__
     )
     parts.before_start = functools.partial(wait_for_store, settings)
@@ -108,7 +108,7 @@ def wait_for_store(settings: Settings) -> None:
         database.close()
 
 
-def _connect(app: PaidonceCelery, processes: WorkerProcesses, idle: Sequence[Target]) -> None:
+def _connect(app: PaidonceCelery, processes: ProcessPerPid, idle: Sequence[Target]) -> None:
     def started(sender: Any = None, **_: Any) -> None:
         process = processes.current()
         if idle:

@@ -1,4 +1,7 @@
-"""Which workers are alive, what code they hold, and which runs are blocked because none holds theirs."""
+"""Which workers are alive and what code they hold; registering one unblocks the runs that waited for its code.
+
+Runs are blocked for want of a worker in ``blocking.blocked_runs``.
+"""
 
 from __future__ import annotations
 

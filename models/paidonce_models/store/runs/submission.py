@@ -1,6 +1,6 @@
 """Creating runs: a submission is durable once its transaction commits; the same key gives the same run.
 
-Many runs are created at once as one is: a single statement on PostgreSQL (``single_insert``), a few on SQLite.
+Many runs are created at once as one is: a single statement on PostgreSQL (``bulk_insert``), a few on SQLite.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from paidonce_models.ids import new_run_id
 from paidonce_models.payloads.addressing import PayloadRow
 from paidonce_models.payloads.payload_parts import SplitPayload
 from paidonce_models.store.payload_rows import insert_payloads, load_payload
+from paidonce_models.store.runs.bulk_insert import KnownRun, find_at_once, insert_alone, insert_at_once
 from paidonce_models.store.runs.events import REDELIVER_AFTER_US
-from paidonce_models.store.runs.single_insert import KnownRun, find_at_once, insert_alone, insert_at_once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from paidonce_models.errors import KeyConflict
 from paidonce_models.payloads.encoding import canonical_sha256, encode_json
 from paidonce_models.payloads.payload_parts import split
 from paidonce_models.store.queries import resolve_run
-from paidonce_models.store.runs import single_insert, submission
+from paidonce_models.store.runs import bulk_insert, submission
 from paidonce_models.store.runs.submission import NewRun, Outcome, Submitted, submit_run, submit_runs
 from tests.models.stored_runs import NAMESPACE, Store, new_run
 
@@ -175,7 +175,7 @@ def test_known_keys_are_looked_up_one_by_one_in_their_index(store: Store) -> Non
     """In a new store PostgreSQL believes that reading all runs of the namespace is cheaper, and keeps that plan."""
     if store.database.is_sqlite:
         return
-    explained = single_insert.FIND_AT_ONCE.replace("%(namespace)s", ":namespace").replace(
+    explained = bulk_insert.FIND_AT_ONCE.replace("%(namespace)s", ":namespace").replace(
         "%(runs)s::json", "CAST(:runs AS json)"
     )
     plan = "\n".join(

@@ -1,4 +1,7 @@
-"""Publishes messages after a commit. A message is a hint: a failed publish loses nothing, the sweeper repeats it."""
+"""``Publisher``: sends messages to the broker after a commit, and asks for the depths of queues.
+
+A message is a hint: a failed publish loses nothing, the sweeper repeats it.
+"""
 
 from __future__ import annotations
 

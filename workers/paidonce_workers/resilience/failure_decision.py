@@ -1,6 +1,6 @@
-"""What follows a failed attempt: a retry after a wait, parking until its circuit may have closed, or the end.
+"""Decides what follows a failed attempt: a retry after a wait, parking until its circuit may have closed, or the end.
 
-Pure.
+Pure. ``execution.failure_completion`` calls it and makes the completion from its answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""From a failed attempt to its completion: retried, parked until a circuit may have closed, or final."""
+"""Turns a failed attempt into the ``Completion`` that records it, and reports the failure to the attempt's circuits.
+
+Whether the step is retried, parked or ended is decided by ``resilience.failure_decision``; this module collects what
+that pure function needs, and writes its answer into the completion.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,8 @@ BY_HAND = datetime.min.replace(tzinfo=UTC)
 """Used in place of a circuit's next try if only a person closes it: the wait is unknown."""
 
 
-class FailedAttempts:
-    """Assesses failures for one process."""
+class FailureCompletions:
+    """Makes the completions of failed attempts, for one process."""
 
     def __init__(self, circuits: StepCircuits, worker: str) -> None:
         self._circuits = circuits

@@ -1,4 +1,4 @@
-"""The wiring of the current process: the worker's own, or that of a child it forked."""
+"""``ProcessPerPid``: gives each process its own ``WorkerProcess``, also a child that was forked from the worker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from paidonce_workers.process.worker_process import Role, WorkerProcess
 from paidonce_workers.recovery.marked_slices import CarefulPeriod
 
 
-class WorkerProcesses:
-    """The wiring of the current process: the worker's own, or a forked child's, created at first use."""
+class ProcessPerPid:
+    """Makes one ``WorkerProcess`` for each process id, when that process first asks for it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class WorkerProcesses:
         self._period = CarefulPeriod()
 
     def current(self) -> WorkerProcess:
-        """This process's wiring, with its heartbeat running."""
+        """The ``WorkerProcess`` of the calling process, with its heartbeat running."""
         pid = os.getpid()
         process = self._made.get(pid)
         if process is None:

@@ -1,7 +1,7 @@
-"""``PAIDONCE_PROVIDER_HOSTS``: which API a host speaks that is not in the list of providers.
+"""Parses the setting ``PAIDONCE_PROVIDER_HOSTS``: which API a host speaks that is not in the list of providers.
 
-Owns the names of the providers whose API usage capture can read, and parses the setting;
-the built-in hosts are in the capture itself (``paidonce_workers.capture.hosts``).
+Also owns the names of the providers whose API usage capture can read. The built-in hosts, and
+which requests to them are paid, are in ``paidonce_workers.capture.provider_endpoints``.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from paidonce.policies import BreakerPolicy
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts, checker
 from paidonce_workers.breakers.circuit_state import CircuitState
 from paidonce_workers.breakers.outcome import failure
 from paidonce_workers.breakers.redis_connecting import connection_maker
 from paidonce_workers.breakers.redis_link import Link
-from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from tests.long_proofs import share_of
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.machine import CircuitMachine, ForgetfulRules, scenarios
@@ -57,7 +57,7 @@ def test_outcomes_leave_the_window_of_the_script(circuit_server: RedisServer, na
     clock = Clock()
     policy = BreakerPolicy(consecutive_failures=10**6, min_calls=4, failure_rate=0.5, window_seconds=10.0)
     with linked(circuit_server, namespace) as link:
-        rules = RulesOnRedis(link, namespace, now_us=clock.now_us)
+        rules = CircuitScripts(link, namespace, now_us=clock.now_us)
 
         def fail() -> CircuitState:
             named = {"token": "t", "limit_seconds": 10.0}

@@ -7,7 +7,7 @@ import pytest
 from paidonce.settings import load_settings
 from paidonce_models.errors import ConfigurationError
 from paidonce_models.usage import CallKind
-from paidonce_workers.capture.hosts import HostTable
+from paidonce_workers.capture.provider_endpoints import HostTable
 
 KNOWN = [
     ("https://api.openai.com/v1/chat/completions", "openai", CallKind.LLM, None),

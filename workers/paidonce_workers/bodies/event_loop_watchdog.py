@@ -1,11 +1,11 @@
-"""The watchdog of the event-loop thread: reports which step blocks it.
+"""``EventLoopWatchdog``: reports which step keeps the event-loop thread from responding.
 
 Owns one daemon thread. While coroutines run, it pings the loop and samples the
 loop thread's stack when the ping is not answered. A blocked loop stalls *every*
 async step of the process, so the log line says who, where and what to do.
 
 Must never touch the loop other than through ``call_soon_threadsafe``, and never
-interrupt it: a blocked step is only reported here; its timeout is handled elsewhere.
+interrupt it: such a step is only reported here; its timeout is handled elsewhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Blockage:
         )
 
 
-class BlockedLoopWatchdog:
+class EventLoopWatchdog:
     """Pings the loop while ``busy`` is set; reports each block once."""
 
     def __init__(

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from paidonce.broker.celery_app import build_celery_app
-from paidonce.broker.publishing import Publisher
+from paidonce.broker.publisher import Publisher
 from paidonce.settings import Settings
 from paidonce_models.store.messages import AdvanceMessage
 from tests.services.availability import free_port

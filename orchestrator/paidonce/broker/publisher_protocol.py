@@ -1,6 +1,6 @@
-"""``MessagePublisher``: the interface for publishing messages after a commit.
+"""``MessagePublisher``: the protocol (interface) of whatever publishes messages after a commit.
 
-In a worker that is the broker (``publishing.Publisher``), in the test kit a list.
+In a worker that is ``publisher.Publisher``, which sends to the broker; in the test kit a list.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Decides which HTTP requests are paid calls of a model, and to which provider: by method, host and path.
+"""The providers' hosts and paths: which HTTP requests are paid calls of a model, and to which provider.
 
-Pure: knows the providers' addresses and the operator's mapping, and reads no
+Pure: knows the providers' addresses and the operator's mapping (``PAIDONCE_PROVIDER_HOSTS``), and reads no
 request body and no response. A request that does not match is never inspected.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from paidonce.usage.provider_hosts import API_OF_PROVIDER, Api
+from paidonce.usage.provider_hosts_setting import API_OF_PROVIDER, Api
 from paidonce_models.usage import CallKind
 
 

@@ -1,4 +1,4 @@
-"""The recorder of the running attempt.
+"""``CallRecorder``: where each paid call of an attempt, captured or stated, is priced and recorded.
 
 Owns how a paid call inside a step's body becomes a ``CallRecord``, whether it was captured or stated
 (``explicit_usage``): which recorder gets it (the current attempt's, found through a context variable), what it costs

@@ -1,8 +1,8 @@
-"""The rules of circuits and retry budgets as Redis applies them: ``circuit.lua`` and ``retry_budget.lua``.
+"""``circuit.lua``, which opens, half-opens and closes circuits, and ``retry_budget.lua``: calls both scripts on Redis.
 
-Owns the keys and the arguments. One script call per request, atomic on the server
+Owns the keys and the arguments; the rules are in the scripts. One script call per request, atomic on the server
 and by the server's clock; tests pass a clock. Every function raises
-``link.StoreAway`` when its time limit is over.
+``redis_link.StoreAway`` when its time limit is over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECK_SECONDS: Final = 1.0
 KEYS_AT_ONCE: Final = 1000
 
 
-class RulesOnRedis:
+class CircuitScripts:
     """The circuits and retry budgets of one namespace."""
 
     def __init__(self, link: Link, namespace: str, *, now_us: Callable[[], int] | None = None) -> None:

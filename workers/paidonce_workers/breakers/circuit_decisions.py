@@ -1,6 +1,7 @@
-"""``Decider``: decides whether a call may be made.
+"""``Decider``: finds out whether a call may be made, and passes on how it ended.
 
-Redis decides for the whole fleet; while Redis is away, this process decides alone. Owns that choice and the time limit
+Redis decides for the whole fleet (``circuit_scripts``); while Redis is away, this process decides alone
+(``without_redis``). Owns that choice and the time limit
 behind it: ``admit`` and ``report`` together take at most ``LIMIT_SECONDS`` of a call. When Redis goes away, a circuit
 that it last reported as open stays open in this process too; all others start closed. When Redis responds again about a
 circuit, this process drops its own counts for it.
@@ -27,12 +28,12 @@ from paidonce.policies import BreakerPolicy, RetryBudgetPolicy
 from paidonce_models.privacy.log_texts import failure_of, loggable
 from paidonce_workers.bodies.interrupt import interrupts_deferred
 from paidonce_workers.breakers.announcing import Announcer
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts, checker
 from paidonce_workers.breakers.circuit_state import Admission, Answer, CircuitChange, CircuitState, Verdict
 from paidonce_workers.breakers.outcome import NEUTRAL, Classify, Effect, Outcome, outcome_of
 from paidonce_workers.breakers.probes import ProbesUnderWay
 from paidonce_workers.breakers.redis_connecting import connection_maker, shown
 from paidonce_workers.breakers.redis_link import Link, StoreAway
-from paidonce_workers.breakers.rules_on_redis import RulesOnRedis, checker
 from paidonce_workers.breakers.without_redis import CircuitAlone, monotonic_us
 
 P = ParamSpec("P")
@@ -88,11 +89,11 @@ class Decider:
     def _begin_empty(self) -> None:
         """Starts no thread and opens no connection."""
         self._link: Link | None = None
-        self._shared: RulesOnRedis | None = None
+        self._shared: CircuitScripts | None = None
         if self._make is not None:
             check = checker(self._namespace)
             self._link = Link(make=self._make, check=check, address=self._address, setting=self._setting)
-            self._shared = RulesOnRedis(self._link, self._namespace)
+            self._shared = CircuitScripts(self._link, self._namespace)
         self._announcer = Announcer("paidonce-breakers-announce")
         # Not asyncio's default executor: user code may fill that one, and `admit` would wait behind it.
         self._executor = ThreadPoolExecutor(THREADS_FOR_COROUTINES, thread_name_prefix="paidonce-breakers")
@@ -234,7 +235,7 @@ class Decider:
 
     # -- inside ----------------------------------------------------------------------
 
-    def _try(self, act: Callable[[RulesOnRedis], T]) -> T | None:
+    def _try(self, act: Callable[[CircuitScripts], T]) -> T | None:
         """The response of Redis, ``None`` if it is away."""
         if self._shared is None:
             if not self._said_that_nothing_is_shared:
