@@ -14,7 +14,7 @@
     │   │   ├── StoreUnavailable    … the store cannot take this now: full, read-only, out of memory
     │   │   └── StoreDenied         … the store refuses the login
     │   ├── StatementRefused        about one statement or its data; a retry would be refused too
-    │   ├── SchemaMismatch          the database is at another schema
+    │   ├── SchemaMismatch          the store has a different schema version
     │   └── IllegalTransition       a state machine was asked for a move it does not have
     ├── BrokerUnreachable
     ├── NotFound                    no such run, step, worker
@@ -170,7 +170,7 @@ class StatementRefused(StoreError):
 
 
 class SchemaMismatch(StoreError):
-    """The store is at another schema; run `paidonce db upgrade`."""
+    """The store has a different schema version; run `paidonce db upgrade`."""
 
     code = "schema_mismatch"
 

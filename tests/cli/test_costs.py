@@ -137,7 +137,7 @@ def test_every_form_of_the_answer_says_the_same(project: Project, sqlite_databas
     assert rows[0]["cost_nanousd"] == str(document["rows"][0]["cost_nanousd"])
     shown = project.paidonce("costs", "--by", "cause", **given).out
     assert "≥ $1.00" in shown and "█" in shown
-    assert "Possibly billed besides: $0.0000025. Lost attempts: 1" in shown
+    assert "May also have been billed: $0.0000025. Lost attempts: 1" in shown
     limited = project.paidonce("costs", "--by", "cause", "--limit", "1", "--json", **given).document
     assert limited["others"]["rows"] == 3
     assert limited["total"] == document["total"]
@@ -201,7 +201,7 @@ def test_a_bill_is_a_tree_whose_sql_recomputes_it(project: Project, ledger: Ledg
         "req-1",
         "attempt 2 accepted",
         "≥ $1.00",
-        "Possibly billed besides  $0.0000025",
+        "May also have been billed  $0.0000025",
         "steps not paid again",
     ):
         assert part in shown

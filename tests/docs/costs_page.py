@@ -86,7 +86,7 @@ QUESTIONS = (
         remark="The request ids are those on the provider's invoice. `paidonce bill RUN --sql` prints this SQL.",
     ),
     _view(
-        "What did crashes not make us pay again?",
+        "What did recovery save us after crashes?",
         "avoided_costs",
         "Finished steps that starting over would have repeated, at their recorded cost. Never a part of the spend.",
     ),
@@ -94,7 +94,7 @@ QUESTIONS = (
         "What may be on the invoice that we did not see?",
         "possibly_billed",
         "A worker that vanishes may leave a request whose response nobody receives. The estimate is the step's average "
-        "cost minus what was recorded; a step without history says unknown.",
+        "cost minus what was recorded; for a step with no history it is unknown.",
     ),
     _view(
         "How far can we trust these figures?",

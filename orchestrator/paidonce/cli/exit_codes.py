@@ -14,7 +14,8 @@ MEANINGS: dict[int, str] = {
     EXIT_OK: "done",
     EXIT_FAILED: "an unexpected error; the message says what went wrong, and a bug shows its traceback",
     EXIT_USAGE: "wrong usage, invalid input, or an unusable setting or module",
-    EXIT_UNAVAILABLE: "the store or the broker cannot be reached or refuses writes, or the store is at another schema",
+    EXIT_UNAVAILABLE: "the store or the broker cannot be reached or refuses writes, or the store has a different "
+    "schema version",
     4: "no such run or step",
     EXIT_RUN_ENDED: "the run failed, was cancelled or is blocked",
     6: "the run did not end within --timeout; it continues",

@@ -15,7 +15,7 @@ _STATEMENTS = (
     f"    {_TOKENS},\n"
     "    sum(cost_nanousd) AS cost_nanousd\n"
     "FROM ledger_calls WHERE run_id = :run_id GROUP BY position, step, attempt, cause ORDER BY position, attempt",
-    "-- What lost attempts may have been billed besides, and the mean cost of their step it is estimated from.\n"
+    "-- What lost attempts may also have been billed, and the mean cost of their step that the estimate is based on.\n"
     "SELECT position, attempt, recorded_nanousd, basis_nanousd, estimate_nanousd FROM possibly_billed\n"
     "WHERE run_id = :run_id ORDER BY position, attempt",
     "-- What its recoveries did not pay again.\n"

@@ -50,7 +50,7 @@ class LedgerCallRow:
 
 
 class PossiblyBilledRow:
-    """``possibly_billed``: what a lost attempt may have been billed besides what is recorded."""
+    """``possibly_billed``: what a lost attempt may have been billed in addition to what is recorded."""
 
     namespace: str
     day: str

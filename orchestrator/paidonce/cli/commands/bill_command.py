@@ -98,7 +98,7 @@ def _remarks(found: ItemisedBill) -> list[str]:
         lines.insert(0, "\nBy cause")
     if found.lost_attempts:
         estimate = usd_string(found.possibly_billed_nanousd, unpriced_calls=found.lost_without_estimate)
-        lines.append(f"\nPossibly billed besides  {estimate}")
+        lines.append(f"\nMay also have been billed  {estimate}")
         for step in found.steps:
             for attempt in step.attempts:
                 if attempt.outcome == "lost":

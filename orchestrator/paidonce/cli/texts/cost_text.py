@@ -111,8 +111,8 @@ def _remarks(total: CostRow) -> list[str]:
     if total.lost_attempts:
         estimate = short_usd(total.possibly_billed_nanousd, unpriced_calls=total.lost_without_estimate)
         remarks.append(
-            f"Possibly billed besides: {estimate}. Lost attempts: {total.lost_attempts:,}, estimated as the mean of "
-            "the last accepted attempts of their step less what was recorded"
+            f"May also have been billed: {estimate}. Lost attempts: {total.lost_attempts:,}, estimated as the mean of "
+            "the last accepted attempts of their step minus what was recorded"
             + (f", {total.lost_without_estimate:,} of them without a basis." if total.lost_without_estimate else ".")
         )
     return remarks
