@@ -1,8 +1,9 @@
 """The columns of the tables, for statements that read: checked by the type checker, light at run time.
 
-``tables`` has the only definition of a column, but importing it costs more than any command that reads (decision
-0024). For the type checker ``Run`` is that class here too, so a column that it lacks is an error; at run time each
-attribute of ``Run`` is a column of that name. Types of columns are unknown: values pass as the driver has them.
+Columns are defined only in ``tables``, but importing that takes longer than any command that reads (decision 0024).
+So the type checker sees here the classes of ``tables``, and reports a column that does not exist. At run time ``Run``
+is a light object that makes a column of any attribute's name. Such columns have no types: values are returned as the
+driver returns them.
 
     select(col(Run.state), col(Run.state_reason)).where(col(Run.id) == bindparam("run_id"))
 

@@ -377,7 +377,7 @@ class Executor:
         except MemoryError as error:
             if declaration.delivery == "at_most_once" or len(self._held.all()) == 1:
                 return self._failures.completion_of(attempt, error, AttemptOutcome.FAILED, error)
-            # Whoever allocates last gets the error, and need not have used it all: as with a death, nobody is blamed.
+            # The step that gets the error need not be the one that used the memory: as with a death, none is blamed.
             why = f"out of memory in a process that ran other steps as well ({error})"
             self._unfinished.lose(claim, why, attempt.take_calls(self._circuits), alone=False)
             return None

@@ -11,7 +11,7 @@ from paidonce_models.states import RunState
 from paidonce_models.store.recovery.workers import live_workers, registered_queue, route_waiting_runs
 from paidonce_models.store.state_guards import run_is_open, run_may_become, step_is_claimable
 
-# Races with a worker whose code fits: once that has advanced the run, consumed_seq is another and nothing is blocked.
+# Races with a worker whose code fits: once it has advanced the run, consumed_seq has changed and nothing is blocked.
 _BLOCK = text(
     "UPDATE runs SET state = 'blocked', state_reason = :reason, error = :error, blocked_signature = :signature, "
     "publish_at_us = NULL WHERE id = :run_id AND consumed_seq = :from_seq "
@@ -49,7 +49,7 @@ _UNREAD_RUNS = text(
     f"AND {run_is_open(but=[RunState.BLOCKED])} "
     "AND created_at_us < paidonce_now() - :patience_us"
 )
-# This and the next repeat the conditions under which the wait was found: a claim or an advance since then is not
+# This and the next repeat the conditions under which the wait was found: what was claimed or advanced since then is not
 # blocked.
 _BLOCK_FOR_STEP = text(
     "UPDATE runs SET state = 'blocked', state_reason = 'no_worker', error = :error, blocked_signature = :name "

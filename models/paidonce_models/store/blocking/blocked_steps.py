@@ -81,7 +81,7 @@ _FIND_OF_STEPS = text(
     "ORDER BY b.since_us, b.run_id, b.position LIMIT :most"
 ).bindparams(bindparam("names", expanding=True))
 _FIND_ONE = text(_FIND + "b.run_id = :run_id AND b.position = :position")
-# Guarded by the attempt: a row that was replaced by a later attempt's is not the one that has become void.
+# Guarded by the attempt: a row that a later attempt has written is kept while that attempt is blocked.
 _TIDY = text(
     "DELETE FROM blocked_steps WHERE namespace = :namespace AND NOT EXISTS (SELECT 1 FROM steps "
     "WHERE steps.run_id = blocked_steps.run_id AND steps.position = blocked_steps.position "
@@ -92,7 +92,7 @@ _ACCEPT = text(
     "UPDATE attempts SET outcome = 'accepted' WHERE run_id = :run_id AND position = :position AND number = :attempt "
     f"AND {attempt_may_become(AttemptOutcome.ACCEPTED, only=[AttemptOutcome.BLOCKED])}"
 )
-# Workers whose code fits race, with each other and with a person: one of them finds the step blocked by this attempt.
+# Workers whose code fits race with each other and with a person: only the first finds the step blocked by this attempt.
 _SCHEDULE = text(
     "UPDATE steps SET state = 'scheduled', error = NULL, due_at_us = NULL, publish_count = 0, "
     "publish_at_us = paidonce_now() + :redeliver WHERE run_id = :run_id AND position = :position "

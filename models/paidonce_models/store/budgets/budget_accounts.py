@@ -22,7 +22,7 @@ _BALANCES_STATEMENTS = {
     "postgresql": text(f'{_BALANCES} COLLATE "C" FOR UPDATE').bindparams(bindparam("keys", expanding=True)),
     "sqlite": text(_BALANCES).bindparams(bindparam("keys", expanding=True)),
 }
-# Claims that open the same account race: the second adds nothing and reads what the first has opened, under its lock.
+# Claims that open the same account race: the second inserts nothing and reads the first one's row, under its lock.
 _OPEN = text(
     "INSERT INTO budget_accounts (namespace, key, subject, period, unit, span, spent, reserved, unpriced_calls, "
     "opened_at_us) VALUES (:namespace, :key, :subject, :period, :unit, :span, :spent, 0, :unpriced_calls, "

@@ -18,7 +18,7 @@ from paidonce_models.store.columns import StoredBudget, col, cols, row_of
 
 _ADVISORY_LOCK: Final = 0x9A1D0CD
 
-# Those who set budgets race: two that find none in force would both insert one. On SQLite there is one writer anyway.
+# Transactions that set budgets race: two that found none in force would both insert one. SQLite has one writer anyway.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), :key))")
 _READ = (
     select(

@@ -133,7 +133,7 @@ def _limit(budgets: Sequence[Budget], subject: str, period: Period, unit: Unit, 
 
 # The run's row before the step's, as a claim does that may hold the step anew.
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
-# Sweepers and whoever cancels the step race: one of them finds it held.
+# Sweepers and whoever cancels the step race: only the first finds it held.
 _LET_GO = text(
     "UPDATE steps SET state = 'scheduled', publish_count = 0, publish_at_us = paidonce_now() + :redeliver "
     "WHERE run_id = :run_id AND position = :position "

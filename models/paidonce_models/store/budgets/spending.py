@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, text
 from paidonce_models.budgets import Unit
 
 # A heartbeat charges while the attempt ends and releases. Both lock its reservations first and read what remains
-# after that, so that nothing is given back twice; by account, so that they never wait crosswise.
+# after that, so that nothing is given back twice; by account, so that they cannot deadlock.
 _HELD = (
     "SELECT namespace, account, unit, remaining FROM reservations "
     "WHERE run_id = :run_id AND position = :position AND attempt = :attempt{condition} ORDER BY account{lock}"

@@ -37,12 +37,12 @@ _PROVIDER = "provider:"
 """The prefix of providers' circuits; those of steps and tools never have it."""
 # The run's row before the step's, as everywhere.
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
-# Races with a claim by a worker that has not heard of the open circuit: one of them finds the step claimable.
+# Races with a claim by a worker that has not heard of the open circuit: only the first finds the step claimable.
 _PARK = text(
     "UPDATE steps SET state = 'parked', publish_at_us = NULL WHERE run_id = :run_id AND position = :position "
     f"AND namespace = :namespace AND {step_may_become(StepState.PARKED, only=CLAIMABLE)} AND kind <> 'agent'"
 )
-# A step that was a probe in vain keeps its place and its deadline.
+# A step whose probe failed keeps its place and its deadline.
 _INSERT = text(
     "INSERT INTO parked_steps (run_id, position, namespace, shard, circuit, since_us, parked_at_us, due_at_us, "
     "deadline_at_us) SELECT run_id, position, namespace, shard, :circuit, paidonce_now(), paidonce_now(), "
@@ -61,7 +61,7 @@ _REFUSED = text(
 
 
 def lock_run(connection: Connection, run_id: str) -> None:
-    """Lock a run's row before its steps'; on SQLite the transaction has done so."""
+    """Lock a run's row before its steps'; on SQLite a write transaction has locked everything."""
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, {"run_id": run_id})
 
@@ -176,7 +176,7 @@ def next_probe(connection: Connection, *, namespace: str, shard: int, circuit: s
     return [ParkedKey(run_id, position) for run_id, position in found]
 
 
-# Races with the deadline, with a cancellation and with a second sweeper: one of them finds the step parked.
+# Races with the deadline, with a cancellation and with a second sweeper: only the first finds the step parked.
 _UNPARK = text(
     "UPDATE steps SET state = 'scheduled', due_at_us = NULL, publish_count = 0, "
     "parked_us = parked_us + coalesce((SELECT paidonce_now() - p.parked_at_us FROM parked_steps p "
@@ -204,7 +204,7 @@ def unpark_step(connection: Connection, key: ParkedKey) -> StepMessage | None:
     )
 
 
-# Only later, never earlier: what two processes have seen of a circuit may arrive in another order.
+# Only moves the time later, never earlier: what two processes report of a circuit may arrive out of order.
 _POSTPONE = text(
     "UPDATE parked_steps SET due_at_us = paidonce_now() + :retry_in_us WHERE namespace = :namespace "
     "AND shard = :shard AND circuit = :circuit AND due_at_us < paidonce_now() + :retry_in_us"

@@ -2,13 +2,13 @@
 
 The same acts as in ``completion`` and ``advancing``, for a set of items. First all rows are locked and checked, runs
 in the order of their ids, then their steps; a row that is locked elsewhere is skipped. Then only the items that passed
-are written. An item that did not pass leaves nothing behind and hinders no other. Should a part still find fewer rows
-than passed, the statement divides by zero and is undone as a whole.
+are written. An item that did not pass writes nothing and affects no other item. If a part still finds fewer rows than
+have passed, the statement divides by zero and is undone as a whole.
 
-The cached plan stays while the tables grow. So no plan may choose how the tables are joined: rows are
+A cached plan is still used when the tables have grown. So no plan may choose how the tables are joined: rows are
 found by their whole key in a LATERAL subquery that cannot be merged into the rest (FOR UPDATE, OFFSET 0), and written
-by their physical address, which is exact while the row is locked. A row that was changed after the statement began is
-locked in a version that this statement does not see under its address; its item does not pass.
+by their physical address, which is exact while the row is locked. If a row was changed after the statement began, the
+locked version has an address that this statement cannot see; its item does not pass.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _GIVEN: Final = (
     "text, wakes_at_us bigint, version text, minor text, of_shard smallint, root text, of_agent text, urgency "
     "smallint, run_failure text, ends boolean, run_result text, taken int, holder text, lease_us bigint))"
 )
-# The guards of ``advancing``, under the run's lock. An advance loses against another that has read the same
-# history; with a completion also against any new event. What a budget or a circuit stops has a part in the run's state,
-# and child runs are cancelled one by one: ``advancing`` writes such runs. A budgeted claim must reserve first.
+# The guards of ``advancing``, under the run's lock. An advance fails if another that has read the same history was
+# committed first; with a completion it also fails after any new event. Steps that a budget or a circuit has stopped
+# affect the run's state, and child runs are cancelled one by one: ``advancing`` writes such runs. A budgeted claim must
+# reserve first.
 _ADVANCE_GUARDS = (
     " AND (given.from_seq IS NULL OR runs.consumed_seq = given.from_seq "
     "AND (given.place IS NULL OR runs.last_seq = given.from_seq)"
@@ -60,8 +61,8 @@ _LOCKED = (
     "locked AS MATERIALIZED (SELECT given.*, held.* FROM given CROSS JOIN LATERAL (SELECT runs.ctid AS run_row "
     f"FROM runs WHERE runs.id = given.run AND {run_is_open('runs.state')}{{guards}} FOR UPDATE SKIP LOCKED) AS held)"
 )
-# The fence: the attempt is the step's, under the step's lock. A zombie gets no number for an event. Nobody else writes
-# the attempt's row while it runs, but for the heartbeat, which adds to its sums.
+# The fence: under the step's lock, the attempt must still be the step's. A zombie gets no number for an event. While
+# the attempt runs, only the heartbeat writes its row too: it adds to the sums.
 _OURS = (
     "ours AS MATERIALIZED (SELECT locked.*, held.step_row, tried.attempt_row FROM locked "
     "LEFT JOIN LATERAL (SELECT steps.ctid AS step_row FROM steps WHERE steps.run_id = locked.run "
@@ -73,7 +74,7 @@ _OURS = (
 )
 _SEEN = "EXISTS (SELECT 1 FROM {table} WHERE {table}.ctid = {source}.{row} OFFSET 0)"
 _PASSED = "passed AS MATERIALIZED (SELECT * FROM {source} WHERE {seen})"
-# Of one run several steps may end at once, each with an event of its own.
+# Several steps of one run may end at once, each with its own event.
 _APPENDED = (
     "appended AS (UPDATE runs SET last_seq = last_seq + more.events, publish_count = 0, "
     f"publish_at_us = {_REDELIVERED} FROM (SELECT run, run_row, now_us, count(*) AS events FROM passed "
@@ -153,8 +154,9 @@ _OPENED = (
     "claimed_at_us, calls, unpriced_calls) SELECT run_id, position, 1, namespace, root_run_id, agent, name, "
     "lease_owner, started_at_us, 0, 0 FROM asked WHERE state = 'running')"
 )
-# Unlike the rest not locked before: a claim may be changing such a step. So it is found by its run, not by an address
-# that the claim would leave behind. The step that is completed here is in no other state for this statement yet.
+# Unlike the other rows, these were not locked before: a claim may be changing such a step. So they are found by their
+# run, not by an address, which the claim would change. This statement still sees the step that it completes in its old
+# state, so that step is excluded.
 _LEFT_OPEN = (
     "rest AS (UPDATE steps SET state = 'cancelled', finished_at_us = (SELECT now_us FROM given LIMIT 1), "
     "publish_at_us = NULL WHERE steps.run_id = ANY (ARRAY(SELECT passed.run FROM passed WHERE passed.ends)) "

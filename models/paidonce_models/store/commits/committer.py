@@ -1,15 +1,16 @@
-"""The committer of a process: commits what its threads hand over, whatever waits at that moment in one statement.
+"""The committer of a process: commits what its threads hand over, all that waits at that moment in one statement.
 
-What that statement has not taken its thread commits by itself, in the same form but with the run's lock waited for.
+An item that this statement did not take is committed by its own thread, in the same form, but waiting for the run's
+lock.
 
-The first thread that finds nobody committing becomes the leader: it takes what waits, never waits for more, commits it
-in one statement of ``batch_statement``, tells each item's thread, and goes on until its own item is done and nothing
-waits, or somebody else has his turn. So a lone item is committed by its own thread without any hand-over, and there is
-no thread that a fork would lose.
+The first thread that finds no leader becomes the leader. It takes the items that wait (and never waits for more of
+them), commits them in one statement of ``batch_statement``, and tells each item's thread. It repeats this until nothing
+waits, or until its own item is done and another thread's turn has come. So a lone item is committed by its own thread
+without any hand-over, and there is no thread that a fork would lose.
 
-Must never lose an item. A leader that is interrupted has perhaps committed: then all that it had taken is in doubt, as
-after a lost response, and each thread finds out by trying again. What waits is led by the next; a follower looks every
-second whether there is still a leader.
+Must never lose an item. A leader that is interrupted may have committed: everything it had taken is then in doubt, as
+after a lost response, and each thread finds out by trying again. Another thread leads the items that still wait; each
+waiting thread checks every second whether there still is a leader.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from paidonce_models.store.commits.items import Item, Outcome
 
 MOST_ITEMS: Final = 64
 MOST_BYTES: Final = 1 << 20
-"""Of a batch: what one run waits for must not depend on how much others write."""
+"""Limits of a batch: how long one run waits must not depend on how much others write."""
 _MOST_ROUNDS: Final = 8
 """How many batches a leader commits for others before another thread has its turn."""
 _LOOK_AGAIN_SECONDS: Final = 1.0
@@ -61,12 +62,12 @@ class Committer:
         self._waiting: deque[Item] = deque()
         self._leader: Item | None = None
         self._taken: Sequence[Item] = ()
-        """What the leader commits. Still there when another leads: in doubt."""
+        """The batch that the leader is committing. If it is still here when another thread leads, it is in doubt."""
 
     def commit(self, item: Item) -> bool:
-        """Commit the item; False: nothing is written, and the statements for every case must decide.
+        """Commit the item. False: nothing was written, and the caller must use the statements that handle every case.
 
-        That is so if a guard fails, or if the item is large: no other may have to wait for its bytes.
+        False if a guard fails, or if the item is large: no other item may have to wait for its bytes.
 
         Raises ``StoreUnreachable`` if it is unknown whether it is committed, ``StatementRefused`` if the store does
         not take it.
@@ -78,7 +79,7 @@ class Committer:
         return self._commit_with_others(item) or self._commit_alone(item)
 
     def _commit_alone(self, item: Item) -> bool:
-        """With a wait for whoever has locked its run, which a batch skips, and for nobody who waits for a batch."""
+        """Commit it by itself: waits for whoever has locked its run, where a batch skips the run, but for no batch."""
 
         def work(connection: Connection) -> bool:
             connection.execute(_LOCK_RUN, {"run_id": item.run_id})
@@ -95,9 +96,9 @@ class Committer:
             return False
 
     def _commit_with_others(self, item: Item) -> bool:
-        """In a batch; False: nothing was written.
+        """Commit it in a batch. False: nothing was written.
 
-        That is so if its run is locked or a guard fails, if the store refuses the batch, or if this thread is in the
+        False if its run is locked, if a guard fails, if the store refuses the batch, or if this thread is itself in the
         middle of a commit.
         """
         try:
@@ -110,7 +111,8 @@ class Committer:
                 else:
                     item.sleep(_LOOK_AGAIN_SECONDS)
         finally:
-            # Whatever strikes from here on: who comes next finds that this leader is none, and no batch takes the item.
+            # Even if this thread is interrupted from here on: others see that it no longer leads, and no batch takes
+            # the item.
             item.has_left = True
             self._withdraw(item)
         if item.error is not None:
@@ -147,8 +149,8 @@ class Committer:
     def _take(self) -> list[Item]:
         """The items that have waited longest; they stay in the queue until they are settled.
 
-        Of one run either one that is exclusive or others; what does not go with these waits for the next batch, and
-        so does what comes behind it.
+        Of one run, a batch holds either one exclusive item or any number of others. An item that does not fit waits for
+        the next batch, and so do the later items of its run.
         """
         with self._guard:
             while self._waiting and self._waiting[0].is_settled:
@@ -173,7 +175,7 @@ class Committer:
         try:
             committed = commit_items(self._database.execute_dedicated, batch)
         except RolledBack:
-            # Split: a deadlock, a refused value or a lock is the matter of one of them. Each is tried alone, in its own
+            # Split: a deadlock, a refused value or a lock concerns only one of them. Each is tried alone, in its own
             # thread, where it is retried or refused with its own error.
             for item in batch:
                 item.settle(Outcome.NOT_TAKEN)
@@ -185,14 +187,14 @@ class Committer:
                 item.settle(Outcome.COMMITTED if item.key in committed else Outcome.NOT_TAKEN)
 
     def _settle_interrupted(self) -> None:
-        """A leader was interrupted in the middle: nobody knows what is committed of what it had taken."""
+        """If a leader was interrupted during a commit, it is unknown which of the items it had taken are committed."""
         for item in self._taken:
             if not item.is_settled:
                 item.settle(error=StoreUnreachable(f"the commit of run {item.run_id} was interrupted; try again"))
         self._taken = ()
 
     def _resign(self, item: Item) -> None:
-        """Whoever came while there was a leader sleeps: the next of them must lead."""
+        """Stop leading. Threads that came while there was a leader are asleep: wake the next one, which must lead."""
         with self._guard:
             if self._leader is not item:
                 return

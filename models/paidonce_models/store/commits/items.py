@@ -47,7 +47,7 @@ class Outcome(Enum):
 
     COMMITTED = auto()
     NOT_TAKEN = auto()
-    """Nothing was written: its run was locked, a guard failed, or the batch was undone. It goes by itself."""
+    """Nothing was written: its run was locked, a guard failed, or the batch was undone. Its thread commits it alone."""
 
 
 class Item:
@@ -98,12 +98,12 @@ class Item:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is no item after all: its own thread writes it, beside the others."""
+        """Whether it is too large for a batch: its own thread writes it with the ordinary statements."""
         return self.size >= LARGE_BYTES
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether no other item of its run may be in its batch. Completions by themselves may: of a fan-out, say."""
+        """Whether no other item of its run may be in its batch. Completions without an advance may share one."""
         return Part.ADVANCE in self.parts
 
     @property
@@ -112,7 +112,7 @@ class Item:
         return self.outcome is not None or self.error is not None
 
     def settle(self, outcome: Outcome | None = None, error: BaseException | None = None) -> None:
-        """Say what became of it; only the first word counts."""
+        """Record what became of it; only the first call counts."""
         if not self.is_settled:
             self.outcome, self.error = outcome, error
             self.wake()
@@ -123,7 +123,7 @@ class Item:
             self._bell.release()
 
     def sleep(self, seconds: float) -> None:
-        """Wait for ``wake``, or for so long."""
+        """Wait for ``wake``, but no longer than this."""
         self._bell.acquire(timeout=seconds)
 
 

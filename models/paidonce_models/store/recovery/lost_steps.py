@@ -1,6 +1,7 @@
 """Statements that find steps whose lease has expired, and reclaim steps whose worker is gone.
 
-A lost attempt counts once; its step is scheduled again, fails, or waits for a person. What it had paid stands.
+A lost attempt counts once; its step is scheduled again, fails, or waits for a person. What the attempt
+has spent stays recorded.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ _EXPIRED = text(
     "AND lease_expires_at_us < paidonce_now() AND (lease_expires_at_us < paidonce_now() - :frozen_us "
     "OR lease_owner IS NULL OR lease_owner NOT IN :living) ORDER BY lease_expires_at_us LIMIT :most"
 ).bindparams(bindparam("living", expanding=True))
-# The run's row before the step's, as everywhere: this may allocate an event's number afterwards.
+# The run's row is locked before the step's, as everywhere: an event's number may be allocated afterwards.
 _LOCK_RUN = text("SELECT id FROM runs WHERE id = :run_id FOR UPDATE")
 _BLAMED = "(blamed + CAST(:alone AS INTEGER))"
 _MAY_BE_LOST = step_may_become(StepState.SCHEDULED, StepState.UNKNOWN, StepState.FAILED, only=[StepState.RUNNING])
 # Races with a heartbeat, with the attempt's own end, and with others that saw the same death. Attempt, owner and
-# expiry are compared again under the row's lock; who comes second finds the number, the owner or the lease gone.
+# expiry are compared again under the row's lock; whoever comes second finds another number or owner, or no
+# lease.
 _TAKE_BACK = text(
     f"UPDATE steps SET lost = lost + CASE WHEN {_MAY_BE_LOST} THEN 1 ELSE 0 END, "
     f"blamed = CASE WHEN {_MAY_BE_LOST} THEN {_BLAMED} ELSE blamed END, "
@@ -57,7 +59,7 @@ _LOSE = text(
     f"AND {attempt_may_become(AttemptOutcome.LOST)}"
 )
 _FAIL_STEP = text("UPDATE steps SET error = :error WHERE run_id = :run_id AND position = :position")
-# Only a run that runs: what it has come to meanwhile stands.
+# Only while the run is ``running``: any other state that it has reached meanwhile is kept.
 _WAIT_FOR_PERSON = text(
     "UPDATE runs SET state = 'waiting', state_reason = 'unknown_outcome' "
     f"WHERE id = :run_id AND {run_may_become(RunState.WAITING, only=[RunState.RUNNING])}"
@@ -103,7 +105,7 @@ def expired_leases(
     return [LeaseKey(row.run_id, row.position, row.attempt) for row in rows]
 
 
-# Races with the heartbeat that it stands for, and with the attempt's end: guarded as the reclaim is.
+# Races with the heartbeat that it replaces, and with the attempt's end: has the same guard as the reclaim.
 _GRANT = text(
     "UPDATE steps SET lease_expires_at_us = paidonce_now() + :lease_us WHERE run_id = :run_id "
     "AND position = :position AND attempt = :attempt AND lease_owner = :owner AND lease_expires_at_us = :expired_at_us "
@@ -112,10 +114,10 @@ _GRANT = text(
 
 
 def grant_lease(connection: Connection, holding: Holding, *, lease_us: int) -> int | None:
-    """One lease more for a process that lives, by whoever would reclaim its step; returns when that one expires.
+    """Extend the lease of a process that lives, on behalf of whoever would reclaim its step; returns the new expiry.
 
-    It shows that the store takes writes: a heartbeat that is refused by a full disk must not cost a step that is paid.
-    ``None``: the lease is not any more what it was.
+    This write shows that the store accepts writes: a heartbeat that a full disk refused must not cost a paid step.
+    ``None``: the lease has changed.
     """
     key = holding.key
     parameters = {"run_id": key.run_id, "position": key.position, "attempt": key.attempt, "owner": holding.owner}
@@ -147,7 +149,7 @@ def reclaim_step(
 
     Guarded by the attempt's number and the lease's expiry. ``anyway`` skips the expiry:
     the executing process is known to be dead; ``owner`` is that process, and guards
-    against a lease that another one holds by now. ``alone``: the step was all that its
+    against a lease that another process holds by now. ``alone``: the step was all that its
     process ran, or it is known to have killed it. Only such a loss is blamed on the step,
     because among several steps the guilty one is unknown; after ``max_lost`` of them the
     step fails and its agent sees the error. Also records what this recovery avoids.

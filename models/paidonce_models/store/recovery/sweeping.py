@@ -44,8 +44,8 @@ def resign(connection: Connection, *, namespace: str, leader: str) -> None:
 
 _MAY_GO_ON = run_is_open("runs.state", but=[RunState.BLOCKED])
 _BACK_OFF = "paidonce_now() + :redeliver * (CASE WHEN publish_count < 5 THEN 1 ELSE 4 END) * (publish_count + 1)"
-# Sweepers race with each other and with claims. A row that is locked is being worked on and is skipped; what is taken
-# gets its next time in the same statement, so that nobody else sends it meanwhile.
+# Sweepers race with each other and with claims. A locked row is being worked on and is skipped; a row that is taken
+# gets its next due time in the same statement, so that no other sweeper sends it meanwhile.
 _DUE_STEPS = (
     f"UPDATE steps SET publish_count = publish_count + 1, publish_at_us = {_BACK_OFF} "
     "WHERE (run_id, position) IN (SELECT run_id, position FROM steps WHERE shard = :shard AND namespace = :namespace "

@@ -76,7 +76,7 @@ _READ_STATEMENTS = {
     ),
 }
 _LEASED = "lease_owner = :worker AND lease_expires_at_us IS NOT NULL"
-# Several processes see the same death. The first one's count stands, so that all agree on whether a step was alone.
+# Several processes see the same death. The first one's count is kept, so that all agree on whether a step was alone.
 _MARK_DEAD = text(
     "UPDATE witnesses SET died_at_us = paidonce_now(), "
     f"held = (SELECT count(*) FROM steps WHERE {_LEASED} AND {step_is(StepState.RUNNING)}) "
@@ -88,7 +88,7 @@ _LEASES = (
     .where(col(Step.lease_owner) == bindparam("worker"), col(Step.lease_expires_at_us).is_not(None))
     .order_by(col(Step.run_id), col(Step.position))
 )
-# Not while steps are leased to it: the row is how they are found and reclaimed.
+# Not while steps are leased to it: they are found and reclaimed through this row.
 _FORGET = text(
     "DELETE FROM witnesses WHERE worker = :worker AND died_at_us IS NOT NULL "
     f"AND NOT EXISTS (SELECT 1 FROM steps WHERE {_LEASED})"
@@ -98,8 +98,8 @@ _FORGET_SILENT = text(
     "AND NOT EXISTS (SELECT 1 FROM steps WHERE steps.lease_owner = witnesses.worker "
     "AND steps.lease_expires_at_us IS NOT NULL)"
 )
-# Not only first messages: where processes die one after the other, each takes along what was sent again after the last.
-# But a few times only, so that deaths do not fill the queues with copies of a backlog.
+# Not only first messages: if processes die one after the other, each may take the messages with it that were sent again
+# after the previous death. But only a few times, so that deaths do not fill the queues with copies of a backlog.
 _HASTEN = (
     "UPDATE {table} SET publish_at_us = paidonce_now() WHERE {key} IN (SELECT {columns} FROM {table} "
     "WHERE namespace = :namespace AND publish_at_us > paidonce_now() "
@@ -118,7 +118,8 @@ _STEPS = {
     "columns": "run_id, position",
     "waits": f"{step_is_claimable()} AND (due_at_us IS NULL OR due_at_us <= paidonce_now())",
 }
-# What is locked is being worked on, so it needs no message; and no transaction waits for two rows in another's order.
+# A locked row is being worked on and needs no message. Skipping it also means that transactions which take these rows
+# in different orders cannot deadlock.
 _HASTEN_STATEMENTS = {
     dialect: tuple(text(_HASTEN.format(**of, lock=lock)) for of in (_RUNS, _STEPS))
     for dialect, lock in (("sqlite", ""), ("postgresql", " FOR UPDATE SKIP LOCKED"))
@@ -163,7 +164,7 @@ def read_witnesses(connection: Connection, *, namespace: str, place: str, everyw
 
 
 def mark_dead(connection: Connection, worker: str) -> int | None:
-    """Record that a process has ended; returns how many steps it held then, ``None`` if it has recorded otherwise.
+    """Record that a process has ended; returns how many steps it held then, ``None`` if it has recorded that it lives.
 
     The number is written once: several watchers that detect the death at once must agree on whether a step was alone.
     """

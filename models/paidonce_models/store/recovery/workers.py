@@ -51,7 +51,7 @@ class Registration:
     """Its limits for a run, by the reason with which a run that exceeds one is blocked."""
 
 
-# A worker whose row was forgotten, or that was thought to have stopped, is there again.
+# A worker whose row was deleted or says that it has stopped counts as live again.
 _REGISTER = text(
     "INSERT INTO workers (id, namespace, hostname, pid, python_minor, queues, holdings, started_at_us, seen_at_us) "
     "VALUES (:id, :namespace, :hostname, :pid, :python_minor, :queues, :holdings, paidonce_now(), paidonce_now()) "
@@ -72,7 +72,7 @@ _HOLDINGS = (
     .limit(50)
 )
 _FORGET = text("DELETE FROM workers WHERE namespace = :namespace AND seen_at_us < paidonce_now() - :after_us")
-# Workers that register at the same time race: each blocked run is returned to the one that sets it going, which
+# Workers that register at the same time race: each blocked run is returned only to the one that unblocks it, which
 # publishes it.
 _UNBLOCK = text(
     "UPDATE runs SET state = 'running', state_reason = NULL, error = NULL, blocked_signature = NULL, "

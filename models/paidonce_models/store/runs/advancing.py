@@ -75,9 +75,9 @@ class Progress:
 
 
 # Two processes that have read the same history race. Replay is pure, so both would write the same rows; the first
-# moves consumed_seq, the second finds another value and writes nothing. A completion that writes its event along
-# ({guard}) also needs last_seq to stand still, or it would consume an event that it has not read. Stopped steps are
-# looked for under the lock.
+# moves consumed_seq, the second finds another value and writes nothing. A completion that writes its event in the
+# same transaction ({guard}) also needs an unchanged last_seq, or it would consume an event that it has not read.
+# Whether there are stopped steps is read under the lock.
 _CONSUME = (
     "UPDATE runs SET consumed_seq = :to_seq, {last}state = :state, state_reason = :reason, wake_at_us = :wake_at_us, "
     "publish_at_us = {publish}, publish_count = 0, agent_version = :agent_version, python_minor = :python_minor, "
@@ -103,7 +103,7 @@ _CONSUME_STATEMENTS = {
     for with_event in (False, True)
     for ends in (False, True)
 }
-# Needs no guard of its own: ``_CONSUME`` has won the run's row before.
+# Needs no guard of its own: ``_CONSUME`` has checked and locked the run's row before.
 _INSERT_STEP = text(
     "INSERT INTO steps (run_id, position, created_seq, namespace, shard, root_run_id, agent, kind, name, queue, "
     "priority, delivery, max_lost, args_id, child_run_id, state, attempt, lost, failed, publish_at_us, "
@@ -112,8 +112,8 @@ _INSERT_STEP = text(
     ":priority, :delivery, :max_lost, :args_id, :child_run_id, :state, 0, 0, 0, "
     "CASE WHEN :published = 1 THEN paidonce_now() + :redeliver ELSE NULL END, 0, paidonce_now())"
 )
-# Race with the steps' own ends: one that has its outcome keeps it. A lease is left to its worker, which learns of
-# this when it renews.
+# Race with the completions of these steps: a step that has its outcome keeps it. A lease is left to its worker, which
+# learns of the cancellation when it renews the lease.
 _CANCEL_STEPS = text(
     "UPDATE steps SET state = 'cancelled', finished_at_us = paidonce_now(), publish_at_us = NULL "
     f"WHERE run_id = :run_id AND position IN :positions AND {step_may_become(StepState.CANCELLED)} "
@@ -125,7 +125,7 @@ _CANCEL_REST = text(
     "RETURNING child_run_id"
 )
 NO_POSITION = -1
-# Races with the parent, which may have cancelled the step: then its outcome stands.
+# Races with the parent, which may have cancelled the step: then the step keeps that outcome.
 _END_PARENT_STEP = text(
     "UPDATE steps SET state = :state, result_id = :result_id, error = :error, finished_at_us = paidonce_now() "
     "WHERE run_id = :run_id AND position = :position "

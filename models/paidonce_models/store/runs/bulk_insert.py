@@ -60,9 +60,9 @@ INSERT_AT_ONCE: Final = (
     "WHERE given.alias IS NOT NULL ON CONFLICT (namespace, alias) DO NOTHING) SELECT id FROM created"
 )
 
-# One look at an index for each. In a table that is nearly empty any index on the namespace looks as good as that of the
-# keys, and the plan is kept: only that of the keys has the runs in the order that is asked for here. A run without a
-# key can be known by its id only.
+# One index lookup for each run. In a nearly empty table the planner takes any index on the namespace to be as good as
+# the one on the keys, and the plan is kept: only the index on the keys has the runs in the order that is requested.
+# A run without a key can be found only by its id.
 FIND_AT_ONCE: Final = (
     "SELECT known.* FROM json_to_recordset(%(runs)s::json) AS g (id text, agent text, key text) "
     "CROSS JOIN LATERAL (SELECT id, agent, key, input_id, input_sha256, queue, priority FROM runs "

@@ -15,8 +15,8 @@ from paidonce_models.store.state_guards import run_is_open, run_may_become
 CANCEL_GRACE_SECONDS = 60.0
 """How long an agent's ``finally`` may await steps after a cancellation, unless a setting says otherwise."""
 
-# Cancellations race: the number of the event is allocated by the statement that finds none requested, so there is
-# one.
+# Cancellations race: one statement checks that none was requested and allocates the event's number, so there is only
+# one event.
 _REQUEST = text(
     "UPDATE runs SET cancel_requested_at_us = paidonce_now(), last_seq = last_seq + 1, "
     "publish_at_us = paidonce_now() + :redeliver, publish_count = 0 "
@@ -48,7 +48,8 @@ def request_cancel(
 
 UNREACHABLE: Final = (RunState.PENDING, RunState.BLOCKED)
 """The states of a run whose agent cannot be told."""
-# Races with the run's first advance and with code that unblocks it: whoever finds the run out of reach ends it.
+# Races with the run's first advance and with code that unblocks it: the run is ended only if its agent still cannot be
+# told.
 _FORCE = text(
     "UPDATE runs SET state = 'cancelled', state_reason = NULL, finished_at_us = paidonce_now(), wake_at_us = NULL, "
     "publish_at_us = NULL, error = :error WHERE id = :run_id "

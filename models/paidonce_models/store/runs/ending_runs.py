@@ -13,7 +13,7 @@ from paidonce_models.store.runs.advancing import RunEnd, cancel_open_steps, lock
 from paidonce_models.store.runs.runs_head import read_head
 from paidonce_models.store.state_guards import run_is_open
 
-# Races with the run's own end: what is written first stands.
+# Races with the run's own end: the one that is written first is kept.
 _FAIL = text(
     "UPDATE runs SET state = 'failed', state_reason = NULL, finished_at_us = paidonce_now(), wake_at_us = NULL, "
     "publish_at_us = NULL, error = :error WHERE id = :run_id "

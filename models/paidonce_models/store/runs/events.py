@@ -41,8 +41,8 @@ class Event:
     data: dict[str, object] | None = None
 
 
-# Writers of events race for numbers. They come from the run's row and its lock is held until the commit, so an event
-# can be read only after all its predecessors. A run that has ended gives out none.
+# Writers of events race for numbers. Each number is allocated from the run's row, whose lock is held until the commit,
+# so an event can be read only after all its predecessors. A run that has ended allocates none.
 _ALLOCATE = text(
     "UPDATE runs SET last_seq = last_seq + 1, publish_at_us = paidonce_now() + :redeliver, publish_count = 0 "
     f"WHERE id = :run_id AND {run_is_open()} RETURNING last_seq, namespace"

@@ -37,15 +37,15 @@ _STATE_OF_EARLIEST = (
     f"ELSE {_EARLIEST.format(column='state')} END)"
 )
 BLOCKED_STEP_REASONS = "('result_not_storable', 'step_does_not_fit')"
-"""Why runs are blocked whose earliest open step is: their agent's code may be fine, so new agent code is no remedy."""
+"""The reasons of runs that are blocked because their earliest open step is: new agent code does not unblock them."""
 _BLOCKED_REASON = (
     "(SELECT blocked_steps.reason FROM blocked_steps WHERE blocked_steps.run_id = runs.id "
     f"AND blocked_steps.position = {_EARLIEST.format(column='position')})"
 )
 _BEGUN: Final = (RunState.RUNNING, RunState.WAITING, RunState.PARKED, RunState.PAUSED)
 _STATED: Final = (*_BEGUN, RunState.BLOCKED)
-# Steps are held, parked and let go while the run advances. Each of these locks the run first, so the steps' states
-# that are read here are those that this state is about.
+# Steps are held, parked and released while the run advances. Whoever does that locks the run first, so the steps'
+# states do not change between being read here and the write of the run's state.
 _UPDATE = (
     f"UPDATE runs SET state = CASE WHEN {_CAN_PROCEED} THEN 'running' ELSE "
     f"CASE {_STATE_OF_EARLIEST} WHEN 'held' THEN 'paused' WHEN 'parked' THEN 'parked' "
@@ -59,8 +59,8 @@ _UPDATE = (
     f"OR {run_may_become(*_STATED, only=[RunState.BLOCKED])} AND state_reason IN {BLOCKED_STEP_REASONS})"
 )
 _UPDATE_RUN_STATE = text(_UPDATE)
-# An advance may have read the steps before one was held and have said ``running`` after. The row is locked, so
-# nothing moves until the state has been said anew; rows that somebody works on are left to them.
+# An advance may have read the steps before one was held, and have written ``running`` afterwards. The row is locked, so
+# nothing changes until the state has been written again; rows that another transaction has locked are skipped.
 _STALE = (
     "SELECT id FROM runs WHERE namespace = :namespace AND shard = :shard AND state = 'running' "
     "AND id IN (SELECT run_id FROM held_steps WHERE namespace = :namespace AND shard = :shard "

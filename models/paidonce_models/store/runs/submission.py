@@ -105,7 +105,7 @@ def submit_run(connection: Connection, new: NewRun) -> Submitted:
 def submit_runs(connection: Connection, runs: Sequence[NewRun]) -> list[Outcome]:
     """The same for several runs of one namespace, of which no two have the same agent and key.
 
-    A conflict is returned in its place; it keeps nothing else from being created. If ``run_id`` is given, the call may
+    A conflict is returned in its place; the other runs are created all the same. If ``run_id`` is given, the call may
     be repeated when it is not known whether it was committed: it then finds the runs that it has created.
     """
     runs = [new if new.run_id is not None else replace(new, run_id=new_run_id()) for new in runs]

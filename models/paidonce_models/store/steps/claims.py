@@ -78,7 +78,7 @@ _CLAIM = (
     "(SELECT consumed_seq FROM runs WHERE runs.id = steps.run_id) AS consumed_seq, "
     "paidonce_now() - started_at_us - parked_us AS elapsed_us"
 )
-# The claim itself looks: a budget may have been set after the caller read the run, and its attempts must reserve.
+# The claim itself checks: a budget may have been set after the caller read the run, and then attempts must reserve.
 _UNLESS_BUDGETED = {
     dialect: f" AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = steps.run_id AND {has_budgets})"
     for dialect, has_budgets in HAS_BUDGETS.items()
@@ -99,7 +99,7 @@ _INSERT_ATTEMPT = text(
     ":agent, :name, :worker, :claimed_at_us, 0, 0)"
 )
 _PAYLOAD = text("SELECT codec, inline FROM payloads WHERE namespace = :namespace AND id = :id")
-# One statement that commits by itself: there is no lease without the attempt's row, in which its money will stand.
+# One statement that commits by itself: there is no lease without the attempt's row, which records what it spends.
 _CLAIM_AT_ONCE = {
     suspects: text(
         f"WITH claimed AS ({_CLAIM.format(unless=unless_suspect + _UNLESS_BUDGETED['postgresql'])}), "

@@ -88,14 +88,14 @@ _END_STEP = text(
     f"WHERE {_IS_ITS_ATTEMPTS} AND {step_may_become(StepState.SUCCEEDED, StepState.FAILED, only=_REPORTING)}"
 )
 # The run's row before the step's, in the order of locks. Only while this very attempt is the unknown one: a
-# superseded attempt must not set going a run that waits for a person.
+# superseded attempt must not wake a run that waits for a person.
 _KNOWN_AGAIN = text(
     "UPDATE runs SET state = 'running', state_reason = NULL "
     f"WHERE id = :run_id AND {run_may_become(RunState.RUNNING, only=[RunState.WAITING])} "
     "AND state_reason = 'unknown_outcome' "
     f"AND EXISTS (SELECT 1 FROM steps WHERE {_IS_ITS_ATTEMPTS} AND {step_is(StepState.UNKNOWN, column='steps.state')})"
 )
-# This and the next two: the same fence for an attempt after which the step is not over.
+# This and the next two: the same fence for an attempt that does not end its step.
 _PARK_STEP = text(
     "UPDATE steps SET state = 'parked', failed = failed + :counted, error = :error, lease_owner = NULL, "
     "lease_expires_at_us = NULL, publish_at_us = NULL, publish_count = 0 "
@@ -121,8 +121,8 @@ _END_ATTEMPT = {
     )
     for outcome in set(AttemptOutcome) - {AttemptOutcome.FENCED, AttemptOutcome.LOST}
 }
-# A zombie has reported: what is known of its attempt replaces what was assumed. Its end stays where it was seen
-# first.
+# A zombie has reported: what is known of its attempt replaces what was assumed. The first recorded time of its end is
+# kept.
 _OVERRULE_ATTEMPT = {
     outcome: text(
         "UPDATE attempts SET outcome = :outcome, ended_at_us = coalesce(ended_at_us, paidonce_now()) "

@@ -43,9 +43,9 @@ _RENEW_SQLITE = (
     "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') "
     f"FROM json_each(:held)) AND {_RENEWABLE} RETURNING run_id, position, attempt, state"
 )
-# The same, and it waits for nobody: a batch of completions locks many of these rows at once, and two that wait for each
-# other's would deadlock. A row that somebody holds is being completed, cancelled or reclaimed: until that is committed
-# it is what is seen here, and held. Its lease is renewed next time, long before it expires.
+# The same without waiting for locks: a batch of completions locks many of these rows at once, and the two could
+# deadlock. A row that is locked is being completed, cancelled or reclaimed: until that is committed, it is seen here as
+# it was and counts as held. Its lease is renewed the next time, long before it expires.
 _RENEW_POSTGRESQL = (
     "WITH held AS MATERIALIZED (SELECT (entry->>0)::text AS run_id, (entry->>1)::int AS position, "
     "(entry->>2)::int AS attempt FROM json_array_elements(CAST(:held AS json)) AS entry), "
@@ -119,7 +119,7 @@ def release_step(
     )
 
 
-# Races with a worker that holds the code: once that has claimed the step, its next message is not put off.
+# Races with a worker that holds the code: once it has claimed the step, the next message is not deferred.
 _DEFER = text(
     "UPDATE steps SET publish_count = publish_count + 1, publish_at_us = paidonce_now() + :redeliver "
     "WHERE run_id = :run_id AND position = :position AND namespace = :namespace "
