@@ -85,9 +85,10 @@ class Completions:
         tries = itertools.count(1)
 
         def act() -> AdvanceResult:
+            again = next(tries) > 1
             result = self._advancer.advance(run_id, eager_claim)
             result.claim = self._own.take(result.claim)
-            if next(tries) > 1 and eager_claim is not None and result.claim is None:
+            if again and eager_claim is not None and result.claim is None:
                 result.claim = self._own.take_in_doubt(run_id)
             return result
 
