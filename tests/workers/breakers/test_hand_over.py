@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, Outcome, Verdict, failure
 from paidonce_workers.breakers.redis_link import LONGEST_PAUSE_SECONDS
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 POLICY = BreakerPolicy(consecutive_failures=3, failure_rate=1.0, open_base_seconds=60, open_jitter=0)
 DOWN = failure({"http:503"})
