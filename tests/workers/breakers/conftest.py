@@ -121,6 +121,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     be_patient(monkeypatch)
 
 
+@pytest.fixture
+def asks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circuit that was closed a moment ago is asked about all the same."""
+    monkeypatch.setattr(deciding, "CLOSED_SECONDS", 0.0)
+
+
 @contextmanager
 def hurried() -> Iterator[None]:
     """For what a ``patient`` test does with a Redis that does not answer: it is given as long as in production."""

@@ -32,6 +32,7 @@ from paidonce_workers.breakers import (
     CircuitState,
     Outcome,
     Verdict,
+    decider,
     failure,
 )
 from paidonce_workers.breakers.rules_on_redis import CIRCUIT
@@ -76,6 +77,7 @@ def state_of(breakers: CircuitBreakers, circuit: str = "search") -> CircuitState
 # -- one circuit for many processes --------------------------------------------------------
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_failures_of_all_processes_add_up_and_all_are_refused(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
@@ -164,8 +166,12 @@ def test_open_times_are_spread_by_the_jitter(breakers: CircuitBreakers) -> None:
     assert max(waits) - min(waits) > 5
 
 
-def test_a_guarded_call_takes_two_round_trips(breakers: CircuitBreakers) -> None:
+@pytest.mark.parametrize(("closed_seconds", "requests"), [(0.0, 2), (1000.0, 1)])
+def test_a_guarded_call_takes_two_round_trips_and_one_while_the_circuit_is_known_as_closed(
+    breakers: CircuitBreakers, monkeypatch: pytest.MonkeyPatch, closed_seconds: float, requests: int
+) -> None:
     """How long they take is measured by ``benchmarks.breakers``."""
+    monkeypatch.setattr(decider, "CLOSED_SECONDS", closed_seconds)
     with breakers.guard("search", POLICY):
         pass
     link = breakers._link
@@ -180,7 +186,7 @@ def test_a_guarded_call_takes_two_round_trips(breakers: CircuitBreakers) -> None
     )
     with breakers.guard("search", POLICY):
         pass
-    assert sent == ["circuit.lua"] * 2
+    assert sent == ["circuit.lua"] * requests
 
 
 # -- probes -----------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def test_a_circuit_stays_open_for_what_is_left_since_redis_was_last_heard(
     assert refused.wait_seconds is not None and refused.wait_seconds <= 60 - open_seconds
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_what_a_process_has_counted_alone_is_forgotten_once_redis_has_answered(
     private_redis: RedisServer, make_breakers: MakeBreakers
 ) -> None:

@@ -387,6 +387,7 @@ def test_a_server_that_cannot_write_is_as_good_as_away(
     assert "OOM" in caplog.text or "maxmemory" in caplog.text
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_a_slow_server_takes_no_more_than_its_time_from_admission_and_report_together(
     private_redis: RedisServer, make_breakers: MakeBreakers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
