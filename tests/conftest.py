@@ -1,5 +1,6 @@
 """What every test gets: real engines behind fixtures, a clean environment, and a check that nothing is left behind."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
         if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.service)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no later collection, of which some tests ask for several, looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

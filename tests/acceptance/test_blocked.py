@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paidonce import RunBlocked
+from paidonce.run_handle import RunHandle
 from tests.acceptance.site import RUN_SECONDS, Site
 
 pytestmark = pytest.mark.slow
@@ -25,9 +26,10 @@ async def bill(item: str) -> str:
 
 @step(name="shop.hold")
 async def hold(item: str) -> str:
-    import asyncio
+    import asyncio, os
     note(f"holding {item}")
-    await asyncio.sleep(3)
+    while os.path.exists("hold"):
+        await asyncio.sleep(0.05)
     return item
 """
 AGENT = """
@@ -46,13 +48,22 @@ def write(site: Site, name: str, text: str) -> None:
     (site.folder / f"{name}.py").write_text(text)
 
 
+def begun_and_held(site: Site, parameter: str = "item") -> RunHandle:
+    """A run of ``shop`` whose worker was stopped in the step ``hold``; the next one does not hold it."""
+    held = site.folder / "hold"
+    held.touch()
+    worker = site.worker("shop")
+    run = site.stranger.submit("order", {parameter: "lamp"})
+    site.wait_noted("holding lamp")
+    worker.stop()
+    held.unlink()
+    return run
+
+
 def test_a_change_of_code_blocks_the_run_naming_both_sides_until_the_code_fits_again(site: Site) -> None:
     write(site, "shop_steps", STEPS)
     write(site, "shop", AGENT)
-    first = site.worker("shop")
-    run = site.stranger.submit("order", {"item": "lamp"})
-    site.wait_noted("holding lamp")
-    first.stop()
+    run = begun_and_held(site)
 
     write(site, "shop", AGENT.replace("await reserve(item)", "await bill(item)"))
     second = site.worker("shop")
@@ -72,10 +83,7 @@ def test_a_change_of_code_blocks_the_run_naming_both_sides_until_the_code_fits_a
 def test_other_arguments_block_the_run_too(site: Site) -> None:
     write(site, "shop_steps", STEPS)
     write(site, "shop", AGENT)
-    first = site.worker("shop")
-    run = site.stranger.submit("order", {"item": "lamp"})
-    site.wait_noted("holding lamp")
-    first.stop()
+    run = begun_and_held(site)
     write(site, "shop", AGENT.replace("await reserve(item)", "await reserve(item + '!')"))
     site.worker("shop")
     with pytest.raises(RunBlocked, match=r'with \{"item":"lamp"\}, the code now requests .* with \{"item":"lamp!"\}'):
@@ -87,7 +95,7 @@ def test_new_defaulted_parameters_and_fields_are_no_difference(site: Site) -> No
 from dataclasses import dataclass
 from paidonce import agent, step
 from tests.acceptance.agents.journal import note
-import asyncio
+import asyncio, os
 
 @dataclass
 class Item:
@@ -102,7 +110,8 @@ async def reserve(item: Item#parameter) -> Item:
 @step(name="shop.hold")
 async def hold(item: Item) -> None:
     note(f"holding {item.name}")
-    await asyncio.sleep(3)
+    while os.path.exists("hold"):
+        await asyncio.sleep(0.05)
 
 @agent
 async def order(name: str#input) -> str:
@@ -111,10 +120,7 @@ async def order(name: str#input) -> str:
     return repr(item)
 """
     write(site, "shop", steps.replace("#field", "").replace("#parameter", "").replace("#input", ""))
-    first = site.worker("shop")
-    run = site.stranger.submit("order", {"name": "lamp"})
-    site.wait_noted("holding lamp")
-    first.stop()
+    run = begun_and_held(site, "name")
     newer = steps.replace("#field", "colour: str = 'red'").replace("#parameter", ", gift: bool = False")
     write(site, "shop", newer.replace("#input", ", express: bool = False"))
     site.worker("shop")

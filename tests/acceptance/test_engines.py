@@ -93,7 +93,7 @@ def test_submissions_by_the_broker_alone(served: Site) -> None:
 
 @pytest.mark.service
 def test_a_killed_workers_step_is_taken_over(served: Site) -> None:
-    run = served.client.submit("draws_twice", {})
+    run = served.client.submit("draws_around_a_kill", {})
     served.wait_noted("began between the draws")
     served.workers[0].kill()
     served.worker(*SHARED_MODULES)

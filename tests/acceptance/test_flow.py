@@ -11,7 +11,7 @@ from tests.acceptance.agents.flow import (
     branches,
     does_not_handle,
     draws,
-    draws_twice,
+    draws_around_a_kill,
     failing_family,
     family,
     gathers,
@@ -126,23 +126,26 @@ def test_clock_and_chance_are_the_same_on_replay(site: Site) -> None:
 @pytest.mark.slow
 def test_a_sleep_survives_the_restart_of_its_worker_and_holds_none(site: Site) -> None:
     first = site.worker(FLOW, arguments=["--concurrency", "1"])
-    run = site.client.submit(naps, {"seconds": 8.0})
+    asleep = site.client.submit(naps, {"seconds": 3 * 86_400.0})
+    site.wait_state(asleep, "waiting")
+    assert site.client.submit(gathers, {"count": 3}).result(RUN_SECONDS) == [0, 2, 4]
+    assert asleep.state == "waiting"
+    asleep.cancel()
+    run = site.client.submit(naps, {"seconds": 6.0})
     began = time.monotonic()
     site.wait_state(run, "waiting")
-    assert site.client.submit(gathers, {"count": 3}).result(RUN_SECONDS) == [0, 2, 4]
-    assert run.state == "waiting"
     first.kill()
     site.worker(FLOW)
     after, slept = run.result(RUN_SECONDS)
     assert after == 4
-    assert 8.0 <= slept < 30
-    assert time.monotonic() - began >= 7
+    assert 6.0 <= slept < 120
+    assert time.monotonic() - began >= 5
     assert [step.attempts for step in run.steps()] == [1, 1]
 
 
 def test_a_worker_killed_in_a_step_leaves_the_run_to_another(site: Site) -> None:
     first = site.worker(FLOW)
-    run = site.client.submit(draws_twice)
+    run = site.client.submit(draws_around_a_kill)
     site.wait_noted("began between the draws")
     first.kill()
     site.worker(FLOW)

@@ -31,7 +31,7 @@ def test_more_is_refused_at_once_naming_the_limit(shared: Site) -> None:
     run = shared.client.submit("refused_large", {"size": TOO_LARGE})
     with pytest.raises(RunBlocked, match=f"the limit is {LARGEST:,}"):
         run.result(RUN_SECONDS)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 90
 
 
 def test_a_large_argument_is_refused_naming_the_limit(shared: Site) -> None:

@@ -73,9 +73,15 @@ def test_a_step_in_a_step_is_refused(shared: Site) -> None:
 
 def test_a_blocked_event_loop_is_reported_by_name(shared: Site) -> None:
     assert shared.client.submit(loop_blocker, {"seconds": 3.0}).result(RUN_SECONDS) == "done"
-    said = shared.workers[0].log
-    assert "the event-loop thread has been blocked for" in said
-    assert "blocks_the_loop" in said and "stepping.py:" in said
+
+    def said() -> str:
+        return next(
+            (line for line in shared.workers[0].log.splitlines() if "the event-loop thread has been" in line), ""
+        )
+
+    assert "blocked for" in wait_until(said, "the worker says so")
+    log = shared.workers[0].log
+    assert "blocks_the_loop" in log and "stepping.py:" in log
 
 
 def test_celerys_tools_show_the_step_and_whose_it_is(shared: Site) -> None:
@@ -84,25 +90,30 @@ def test_celerys_tools_show_the_step_and_whose_it_is(shared: Site) -> None:
     app = build_celery_app(shared.client.settings)
     run = shared.client.submit("waits_for_async", {"name": "inspected"})
     shared.wait_noted("inspected began")
-    inspect: Any = app.control.inspect(timeout=5)
-    try:
+    inspect: Any = app.control.inspect(timeout=10, limit=1)  # of the one worker
+
+    def active_of_run() -> list[dict[str, Any]]:
         active = [task for tasks in (inspect.active() or {}).values() for task in tasks]
-        registered = {name for names in (inspect.registered() or {}).values() for name in names}
+        return [task for task in active if task["kwargs"].get("run") == run.id]
+
+    try:
+        (shown,) = wait_until(active_of_run, "the worker shows it")
+        answer = wait_until(inspect.registered, "the worker says what it holds")
+        registered = {name for names in answer.values() for name in names}
     finally:
         run.cancel()
         shared.wait_state(run, "cancelled")
         app.close()
-    (shown,) = [task for task in active if task["kwargs"].get("run") == run.id]
     assert shown["name"] == "tests.acceptance.agents.cancelling.endless_async"
     assert shown["kwargs"] == {"run": run.id, "agent": "waits_for_async", "step": 1}
     assert {f"{FLOW}.double", "paidonce.submit", "paidonce.advance"} <= registered
 
 
 def test_prefork_runs_steps_in_children_that_renew_their_leases(site: Site) -> None:
-    worker = site.worker(FLOW, arguments=["--pool", "prefork", "--concurrency", "2"], lease_seconds="3")
+    worker = site.worker(FLOW, arguments=["--pool", "prefork", "--concurrency", "2"], lease_seconds="8")
     assert site.stranger.submit("gathers", {"count": 6}).result(RUN_SECONDS) == [0, 2, 4, 6, 8, 10]
     run = site.stranger.submit("draws_twice", {})
-    long = site.stranger.submit("limits", {"seconds": 6.0})
+    long = site.stranger.submit("limits", {"seconds": 9.0})
     assert len(run.result(RUN_SECONDS)) == 2
     assert long.result(RUN_SECONDS) == "gave up after 2"
     assert [(step.attempts, step.lost) for step in (*run.steps(), *long.steps())] == [(1, 0)] * 3
@@ -112,7 +123,7 @@ def test_prefork_runs_steps_in_children_that_renew_their_leases(site: Site) -> N
 
 
 SEQUENCE = """
-import time
+import os, time
 from paidonce import agent, step
 
 @step
@@ -120,15 +131,16 @@ def number(of: int) -> int:
     return of
 
 @step
-def last(seconds: float) -> str:
-    time.sleep(seconds)
+def last() -> str:
+    while not os.path.exists("go on"):
+        time.sleep(0.05)
     return "done"
 
 @agent
-async def sequence(steps: int, seconds: float) -> str:
+async def sequence(steps: int) -> str:
     for of in range(steps):
         await number(of)
-    return await last(seconds)
+    return await last()
 """
 
 
@@ -162,9 +174,11 @@ def test_every_step_of_a_sequence_is_a_task_with_all_its_events(
             return [event for event in seen if event["type"] == kind]
 
         wait_until(lambda: seen, "somebody is heard", RUN_SECONDS)
-        run = site.stranger.submit("sequence", {"steps": 12, "seconds": 3.0})
+        run = site.stranger.submit("sequence", {"steps": 12})
         wait_until(lambda: len(of("task-started")) == 14, "the last step runs", RUN_SECONDS)
-        [[active]] = app.control.inspect(timeout=2).active().values()
+        inspect: Any = app.control.inspect(timeout=10, limit=1)
+        [[active]] = wait_until(inspect.active, "the worker shows it").values()
+        (site.folder / "go on").touch()
         assert (active["name"], active["kwargs"]["run"]) == ("sequences.last", run.id)
         assert run.result(RUN_SECONDS) == "done"
         wait_until(lambda: len(of("task-succeeded")) == 14, "an event for each end", RUN_SECONDS)

@@ -37,6 +37,8 @@ WITH_FAULTS = f"{ALL_AGENTS},tests.chaos.faults"
 
 QUICK_LEASES = {"lease_seconds": "3", "frozen_seconds": "4", "heartbeat_seconds": "0.7", "sweep_seconds": "0.5"}
 """For tests in which leases run out often and their length is not what is tested."""
+LONG_FREEZE = {**QUICK_LEASES, "frozen_seconds": "60"}
+"""For tests in which nobody may be called lost: a busy machine may stop a process for seconds."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from paidonce.budgets import set_budget
 from paidonce_models.money import usd_from_nanousd
 from tests.chaos import agents
 from tests.chaos.engines import Engines
-from tests.chaos.stage import QUICK_LEASES, WITH_FAULTS, Stage
+from tests.chaos.stage import LONG_FREEZE, QUICK_LEASES, WITH_FAULTS, Stage
 from tests.services.waiting import wait_until
 
 CALL_NANOUSD = 270_000
@@ -53,7 +53,7 @@ def spent_in_vain(stage: Stage) -> int:
 
 def test_two_hundred_racing_runs_never_pass_a_budget(engines: Engines, make_stage: Callable[..., Stage]) -> None:
     often = {"heartbeat_seconds": "0.05"}  # many calls are written by a heartbeat while their step ends
-    stage = make_stage(engines, **{**QUICK_LEASES, **often})
+    stage = make_stage(engines, **{**LONG_FREEZE, **often})
     limit_calls(stage, 90)
     submit(stage, 200, 1)
     stage.start(concurrency=8)

@@ -23,10 +23,9 @@ pytestmark = pytest.mark.slow
 MakeStage = Callable[..., Stage]
 MODULES = "paidonce.drill.outage_agents,tests.chaos.circuit_agents"
 RUNS = 12
-LONGEST_DELAY_SECONDS = 0.5
 FROZEN_SECONDS = 12
-SLACK_SECONDS = 8.0
-"""For a machine that is busy with other tests."""
+LONGEST_GAP_SECONDS = 60.0
+"""Of a machine that is busy with other tests."""
 POLICIES = """
 policies:
   quick:
@@ -95,7 +94,7 @@ def test_every_parked_run_wakes_whatever_happens_to_redis(
     disturb: Callable[[RedisServer], None], heals: str, private_redis: RedisServer, make_stage: MakeStage
 ) -> None:
     stage = circuit_stage(make_stage, Engines(name="sqlite-embedded"), private_redis.url())
-    _, ends = stage.server.begin_outage(60)
+    stage.server.begin_outage(1200)
     handles = research(stage)
     wait_until(lambda: parked(stage) == RUNS, "every run sleeps", 40)
     bystander = stage.client.submit(
@@ -103,17 +102,20 @@ def test_every_parked_run_wakes_whatever_happens_to_redis(
     )
     if heals == MEANWHILE:
         stage.server.begin_outage(0)
+    began = time.time()
     disturb(private_redis)
+    ended = time.time()
     if heals == AFTER:
         time.sleep(2)
         stage.server.begin_outage(0)
     wait_until(lambda: stage.unfinished() == 0, f"all runs have ended; see the logs in {stage.folder}", 60)
     assert [handle.result(timeout=1) for handle in handles] == [2] * RUNS
-    assert time.time() < ends, "it healed by itself"
     assert bystander.result(timeout=1) == 60
     arrived = [float(str(request["arrived"])) for request in stage.server.requests() if request["run"] == bystander.id]
     longest = max(later - sooner for sooner, later in itertools.pairwise(arrived))
-    assert longest < 0.05 + LONGEST_DELAY_SECONDS + SLACK_SECONDS
+    assert longest < LONGEST_GAP_SECONDS
+    if disturb is freeze_and_thaw:
+        assert sum(began < each < ended for each in arrived) > 5, "it went on while Redis was frozen"
     assert all(request.get("failures", 0) == 0 for request in stage.server.requests()), "nobody thought about it"
     stage.assert_no_worker_ended()
 

@@ -20,7 +20,7 @@ from paidonce.run_handle import RunHandle
 from paidonce_models.errors import NotFound, RunBlocked
 from tests.chaos.agents import large_answers
 from tests.chaos.engines import Engines
-from tests.chaos.stage import ALL_AGENTS, QUICK_LEASES, Stage, seconds_since
+from tests.chaos.stage import ALL_AGENTS, LONG_FREEZE, Stage, seconds_since
 from tests.services.disks import SmallDisk
 from tests.services.postgres import PostgresCluster
 from tests.services.waiting import wait_until
@@ -148,7 +148,7 @@ def test_nothing_is_paid_twice_or_lost_while_postgresql_takes_nothing(
     broker_url = request.getfixturevalue(f"{broker}_url")
     stage = make_stage(
         Engines(name="full", database_url=postgres.url, broker_url=broker_url),
-        **QUICK_LEASES,
+        **LONG_FREEZE,
         database_pool_size="4",
     )
     stage.start(workers=2, concurrency=4, pool="prefork" if broker == "redis" else "threads")
@@ -168,7 +168,7 @@ def test_nothing_is_paid_twice_or_lost_while_the_disk_of_sqlite_is_full(
         small_disk.free()
 
     url = f"sqlite:///{small_disk.folder}/store.db"
-    stage = make_stage(Engines(name="full", database_url=url, broker_url=redis_url), **QUICK_LEASES)
+    stage = make_stage(Engines(name="full", database_url=url, broker_url=redis_url), **LONG_FREEZE)
     stage.start(workers=2, concurrency=4)
     live_through(stage, full, "full")
     assert_as_if_nothing_had_happened(stage, requests=STEPS + 1)
@@ -184,7 +184,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON payloads FOR EACH ROW WHEN (NEW.size > 10
 def test_a_result_that_postgresql_refuses_is_paid_once_and_blocks_its_run(
     postgres_database: str, redis_url: str, make_stage: MakeStage
 ) -> None:
-    stage = make_stage(Engines(name="refusing", database_url=postgres_database, broker_url=redis_url), **QUICK_LEASES)
+    stage = make_stage(Engines(name="refusing", database_url=postgres_database, broker_url=redis_url), **LONG_FREEZE)
     with psycopg.connect(postgres_database.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(REFUSING.encode())
     stage.start(workers=1)

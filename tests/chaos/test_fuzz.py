@@ -25,4 +25,4 @@ def test_no_worker_ends_and_nothing_waits_behind_junk(
 ) -> None:
     figures = play(engines_named(pair, request), tmp_path, messages=MESSAGES, seed=SEED, pool=pool)
     # Ten times what an idle machine takes; the figures of an idle one come from the command.
-    assert figures.complaints(longest_wait_seconds=30) == []
+    assert figures.complaints(longest_wait_seconds=120) == []

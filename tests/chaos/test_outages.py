@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos.agents import fan_out
 from tests.chaos.engines import Engines
-from tests.chaos.stage import QUICK_LEASES, Stage, seconds_since
+from tests.chaos.stage import LONG_FREEZE, Stage, seconds_since
 from tests.services.postgres import PostgresCluster
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
@@ -85,7 +85,7 @@ def test_nobody_alive_is_fenced_when_postgresql_restarts(
 def test_nobody_alive_is_fenced_when_postgresql_is_away_for_longer_than_a_lease(
     private_postgres: PostgresCluster, redis_url: str, make_stage: MakeStage
 ) -> None:
-    stage = make_stage(Engines(name="away", database_url=private_postgres.url(), broker_url=redis_url), **QUICK_LEASES)
+    stage = make_stage(Engines(name="away", database_url=private_postgres.url(), broker_url=redis_url), **LONG_FREEZE)
     stage.start()
     stage.submit(8, steps=1, latency_ms=8000)
     wait_until(lambda: len(stage.under_way()) == 8, "every run has a step under way", 60)

@@ -18,10 +18,10 @@ MAX_LOST = 5
 MakeStage = Callable[..., Stage]
 
 
-def stop_workers_in_mid_step(stage: Stage) -> None:
-    """One with threads and one with prefork are asked to stop while they hold steps of 3 s; a third goes on."""
+def stop_workers_in_mid_step(stage: Stage, *, steps: int, latency_ms: float) -> None:
+    """One with threads and one with prefork are asked to stop while they hold long steps; a third goes on."""
     fleet = stage.start(3, concurrency=4, pool="mixed")
-    stage.submit(9, steps=3, latency_ms=3000)
+    stage.submit(9, steps=steps, latency_ms=latency_ms)
     stopping = [fleet.processes[number] for number in (0, 1)]
 
     def all_hold_steps() -> bool:
@@ -32,14 +32,14 @@ def stop_workers_in_mid_step(stage: Stage) -> None:
     wait_until(all_hold_steps, "both hold steps", 30)
     for process in stopping:
         process.terminate()
-    assert [process.wait(timeout=30) for process in stopping] == [0, 0]
+    assert [process.wait(timeout=120) for process in stopping] == [0, 0]
     stage.wait_until_finished(60)
-    stage.assert_all_succeeded(3)
+    stage.assert_all_succeeded(steps)
 
 
 def test_workers_that_stop_finish_their_steps(engines: Engines, make_stage: MakeStage) -> None:
     stage = make_stage(engines)
-    stop_workers_in_mid_step(stage)
+    stop_workers_in_mid_step(stage, steps=3, latency_ms=3000)
     evidence = stage.assert_nothing_repeated()
     assert (evidence.requests, evidence.handed_back, evidence.lost, evidence.fenced) == (27, 0, 0, 0)
 
@@ -48,7 +48,7 @@ def test_workers_that_must_stop_at_once_hand_their_steps_back_and_nobody_counts_
     engines: Engines, make_stage: MakeStage
 ) -> None:
     stage = make_stage(engines, drain_seconds="0.2")
-    stop_workers_in_mid_step(stage)
+    stop_workers_in_mid_step(stage, steps=2, latency_ms=5000)
     evidence = stage.assert_nothing_repeated()
     assert evidence.handed_back >= 2
     assert (evidence.lost, evidence.fenced) == (0, 0)

@@ -89,15 +89,30 @@ def test_the_same_key_gives_the_same_run_and_pays_nothing_again(project: Project
     assert '{"count":1}' in other.error["message"] and '{"count":2}' in other.error["message"]
 
 
+def write_held(project: Project) -> Path:
+    """A module ``held`` whose step goes on as long as the file exists that is returned."""
+    hold = project.folder / "hold"
+    hold.touch()
+    (project.folder / "held.py").write_text(
+        "import asyncio, os\nfrom paidonce import agent, step\n"
+        "@step\nasync def dawdle() -> str:\n"
+        f"    while os.path.exists({str(hold)!r}):\n        await asyncio.sleep(0.05)\n"
+        "    return 'done'\n"
+        "@agent\nasync def slow() -> str:\n    return await dawdle()\n"
+    )
+    return hold
+
+
 @pytest.mark.chaos
 def test_a_killed_worker_is_replaced_and_the_bill_names_the_lost_attempt(project: Project) -> None:
     settings = {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.5", "SWEEP_SECONDS": "0.5"}
-    arguments = ("run", "agents:slow", "--input", '{"seconds": 3}', "--key", "k")
-    with project.started(*arguments, **settings) as process:
-        wait_until(lambda: "agents.dawdle: running" in project.log(), "the step runs", 40)
+    hold = write_held(project)
+    with project.started("run", "held:slow", "--key", "k", **settings) as process:
+        wait_until(lambda: "held.dawdle: running" in project.log(), "the step runs", 40)
         (worker,) = _workers_of(process.pid)
         worker.kill()
-        assert process.wait(50) == 0, project.log()
+        hold.unlink()
+        assert process.wait(100) == 0, project.log()
     shown = project.paidonce("show", project.paidonce("runs", "--json").document[0]["run_id"], "--json").document
     assert (shown["result"], shown["bill"]["attempts_lost"], shown["steps"][0]["attempts"]) == ("done", 1, 2)
 
@@ -107,15 +122,17 @@ def test_a_killed_worker_is_replaced_and_the_bill_names_the_lost_attempt(project
 def test_an_interrupted_run_leaves_no_worker_behind_and_can_be_gone_on_with(
     project: Project, number: int, code: int
 ) -> None:
-    arguments = ("run", "agents:slow", "--input", '{"seconds": 1.5}', "--key", "k")
+    arguments = ("run", "held:slow", "--key", "k")
+    hold = write_held(project)
     with project.started(*arguments, DRAIN_SECONDS="0") as process:
-        wait_until(lambda: "agents.dawdle: running" in project.log(), "the step runs", 40)
+        wait_until(lambda: "held.dawdle: running" in project.log(), "the step runs", 40)
         (worker,) = _workers_of(process.pid)
         process.send_signal(number)
-        assert process.wait(30) == code
+        assert process.wait(100) == code
     wait_until(lambda: not worker.is_running(), "the worker has ended", 20)
+    hold.unlink()
     if number != signal.SIGKILL:
-        assert "paidonce worker agents" in project.log()
+        assert "paidonce worker held" in project.log()
     again = project.paidonce(*arguments, "--json")
     assert (again.code, again.document["result"]) == (0, "done")
 

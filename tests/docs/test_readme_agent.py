@@ -14,8 +14,6 @@ import pytest
 from paidonce.embedded import stop_embedded
 from paidonce.testing import AgentTester
 from tests.docs.readme_file import ROOT, example
-from tests.services.availability import answers, free_port
-from tests.services.waiting import wait_until
 
 
 @pytest.fixture
@@ -45,18 +43,17 @@ def test_the_agent_survives_every_crash(agents: Any) -> None:
 @pytest.fixture
 def model_url() -> Iterator[str]:
     """The stand-in model server."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "examples.model_server", "--port", str(port), "--latency", "0.05"],
+    with subprocess.Popen(
+        [sys.executable, "-m", "examples.model_server", "--port", "0", "--latency", "0.05"],
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: answers("127.0.0.1", port), "the stand-in model answers", 30)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield f"{process.stdout.readline().split()[-1]}/v1"
+        finally:
+            process.terminate()
 
 
 @pytest.mark.slow

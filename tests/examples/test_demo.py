@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
 
 
-def start_demo(folder: Path) -> subprocess.Popen[str]:
+def start_demo(folder: Path, latency: str = "1") -> subprocess.Popen[str]:
     """The demo in a folder of its own, with a quicker model."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     environment.pop("OPENAI_BASE_URL", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", "--latency", "1"],
+        [sys.executable, "-m", "examples.demo", "--latency", latency],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def test_demo_survives_the_kill_and_pays_for_no_finished_step_twice(tmp_path: Path) -> None:
-    demo = start_demo(tmp_path)
+    demo = start_demo(tmp_path, latency="2")  # the kill must come within it
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
     assert "SIGKILL to worker 1" in output

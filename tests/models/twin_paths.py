@@ -37,7 +37,7 @@ from paidonce_models.store.commits.items import (
 from paidonce_models.store.ledger.call_rows import insert_calls
 from paidonce_models.store.messages import Message
 from paidonce_models.store.recovery.lost_steps import reclaim_step
-from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd, step_messages, write_progress
+from paidonce_models.store.runs.advancing import NewStep, Progress, RunEnd, step_messages
 from paidonce_models.store.runs.cancel_run import cancel_run
 from paidonce_models.store.runs.ending_runs import fail_run
 from paidonce_models.store.runs.runs_head import RunHead
@@ -46,6 +46,7 @@ from paidonce_models.store.steps.completion import (
     Acceptance,
     Completion,
     LogGap,
+    advance_and_claim,
     complete_alone,
     complete_with_progress,
     record_refused,
@@ -342,7 +343,8 @@ class Scene:
         return self._in_batch(self._together_item(), [s for s in self.progress.new_steps if s is not self.taken])
 
     def advanced_in_batch(self) -> Outcome:
-        return self._in_batch(advance_item(self.head, self._read_progress()), self.progress.new_steps)
+        item = advance_item(self.head, self._read_progress(), **self._given)
+        return self._in_batch(item, [step for step in self.progress.new_steps if step is not self.taken])
 
     def item(self) -> tuple[Item, Callable[[Connection], bool]] | None:
         """What this run hands to a committer, and the generic way of writing the same; ``None``: it is not for one."""
@@ -351,12 +353,16 @@ class Scene:
         if self.fits_alone():
             return completion_item(self.completion), self._is_completed
         if self.fits_as_advance():
-            return advance_item(self.head, self._read_progress()), lambda c: self._advance(c)[0]
+            item = advance_item(self.head, self._read_progress(), **self._given)
+            return item, lambda c: self._advance(c)[0]
         return None
 
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {} if self.taken is None else {"taken": self.taken, "claimant": AHEAD}
+
     def _together_item(self) -> Item:
-        given = {} if self.taken is None else {"taken": self.taken, "claimant": AHEAD}
-        return together_item(self.completion, self.head, self.progress, START_US + 7, **given)
+        return together_item(self.completion, self.head, self.progress, START_US + 7, **self._given)
 
     def _is_completed(self, connection: Connection) -> bool:
         before = all_rows(connection)
@@ -376,14 +382,13 @@ class Scene:
             return record_refused(connection, self.completion), []
 
     def _together(self, connection: Connection) -> tuple[Acceptance, list[Message]]:
-        given = {} if self.taken is None else {"taken": self.taken, "claimant": AHEAD}
         acceptance, messages = complete_with_progress(
-            connection, self.completion, self.head, self.progress, START_US + 7, **given
+            connection, self.completion, self.head, self.progress, START_US + 7, **self._given
         )
         return acceptance, list(messages)
 
     def _advance(self, connection: Connection) -> tuple[bool, list[Message]]:
-        messages = write_progress(connection, self.head, self._read_progress())
+        messages, _ = advance_and_claim(connection, self.head, self._read_progress(), **self._given)
         return messages is not None, list(messages or ())
 
     def _undone(self, act: Callable[[Connection], tuple[object, Sequence[Message]]]) -> Outcome:

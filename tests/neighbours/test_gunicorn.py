@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -80,16 +79,12 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[st
 
 def test_each_request_submits_and_reads_its_own_run(settings: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "site_of_a_team.py").write_text(SITE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"127.0.0.1:{port}"
     log = tmp_path / "gunicorn.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gunicorn", "--preload", "--workers", str(CHILDREN), "--threads", "4"),
-                *("--timeout", "50", "--bind", address, "site_of_a_team:app"),
+                *("--timeout", "50", "--bind", "127.0.0.1:0", "site_of_a_team:app"),
             ],
             cwd=tmp_path,
             env={**os.environ, **settings, "PYTHONWARNINGS": "ignore"},
@@ -99,6 +94,7 @@ def test_each_request_submits_and_reads_its_own_run(settings: dict[str, str], tm
         )
     try:
         wait_until(lambda: log.read_text().count("Booting worker") >= CHILDREN, "gunicorn's children", timeout=40)
+        address = log.read_text().partition("Listening at: http://")[2].split()[0]
         said = ask_all(address, REQUESTS, log)
     finally:
         process.send_signal(signal.SIGTERM)

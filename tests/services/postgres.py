@@ -39,7 +39,8 @@ class PostgresCluster:
         self._binaries = binaries
         self._user = server_user()
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
+        self.port = 0
+        """Chosen at the first start."""
         # Not under pytest's tmp_path, which the server's user cannot enter.
         self.folder = Path(tempfile.mkdtemp(prefix="paidonce-postgres-"))
         if self._user:
@@ -59,6 +60,7 @@ class PostgresCluster:
 
     def start(self) -> None:
         """Returns when it accepts connections."""
+        self.port = self.port or free_port()
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -195,7 +197,7 @@ def private_postgres(postgres_binaries: Path) -> Iterator[PostgresCluster]:
 
 def _lets_in(url: str) -> bool:
     try:
-        psycopg.connect(url, connect_timeout=2).close()
+        psycopg.connect(url, connect_timeout=30).close()
     except psycopg.OperationalError:
         return False
     return True
@@ -204,7 +206,7 @@ def _lets_in(url: str) -> bool:
 def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
     parsed: URL = make_url(url)
     plain = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(plain, autocommit=True, connect_timeout=2)
+    return psycopg.connect(plain, autocommit=True, connect_timeout=30)
 
 
 def _accepts(url: str) -> bool:

@@ -18,7 +18,7 @@ from tests.services.availability import free_port, service_missing
 from tests.services.waiting import wait_until
 
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 60.0
 DATABASES = 16
 
 

@@ -6,7 +6,8 @@ transactions, where ``store`` lets something else of the fleet go first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -241,7 +242,25 @@ class Fleet:
         self._as(worker, lambda: self._advance(worker, message))
 
     def _advance(self, worker: Worker, message: AdvanceMessage) -> None:
-        worker.executor.advance(message.run_id)
+        """A thread may go on with the run's first step, claimed in the same commit."""
+        with self._eagerly() as eager:
+            worker.executor.advance(message.run_id)
+            following = eager.take()
+            if following is not None and following.claim is not None:
+                self._begin(worker, worker.executor.begin_claimed(following.claim))
+            elif following is not None:
+                self.messages.append(following.message)
+
+    @contextmanager
+    def _eagerly(self) -> Iterator[EagerExecution[object]]:
+        eager: EagerExecution[object] = EagerExecution(
+            may_take=lambda queue, task: self.schedule.below(2) == 1, seconds=float("inf")
+        )
+        token = current_eager_execution.set(eager)
+        try:
+            yield eager
+        finally:
+            current_eager_execution.reset(token)
 
     def _execute(self, worker: Worker, message: StepMessage) -> None:
         execution = worker.executor.begin(message.run_id, message.position, message.name, message.agent)
@@ -258,11 +277,7 @@ class Fleet:
     def _complete(self, under_way: UnderWay) -> None:
         """A thread may go on with the run or have used up its time."""
         executor = under_way.worker.executor
-        eager: EagerExecution[object] = EagerExecution(
-            may_take=lambda queue, task: self.schedule.below(2) == 1, seconds=float("inf")
-        )
-        token = current_eager_execution.set(eager)
-        try:
+        with self._eagerly() as eager:
             recorded = executor.finish(under_way.execution)
             self.reported.add(under_way.key)
             following = eager.take()
@@ -270,8 +285,6 @@ class Fleet:
                 self._begin(under_way.worker, executor.begin_claimed(recorded.next_claim))
             elif following is not None:
                 self.messages.append(following.message)
-        finally:
-            current_eager_execution.reset(token)
 
     def _hand_back(self, under_way: UnderWay) -> None:
         under_way.stop(Reason.HANDED_BACK)

@@ -32,4 +32,4 @@ class AdvanceResult:
     was_known: bool = False
     """Whether an earlier try had been accepted, whose response was lost."""
     claim: Claim | None = None
-    """The next step, if the completion's commit also claimed it; it is not among the messages."""
+    """The next step, if the commit also claimed it; it is not among the messages."""

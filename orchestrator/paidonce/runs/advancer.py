@@ -41,7 +41,7 @@ from paidonce_models.store.commits.items import (
     together_item,
 )
 from paidonce_models.store.messages import Message
-from paidonce_models.store.runs.advancing import Progress, step_messages, write_progress
+from paidonce_models.store.runs.advancing import Progress, step_messages
 from paidonce_models.store.runs.events import Event, EventKind
 from paidonce_models.store.runs.runs_head import RunHead
 from paidonce_models.store.steps.claims import Claim
@@ -49,6 +49,7 @@ from paidonce_models.store.steps.completion import (
     Acceptance,
     Completion,
     LogGap,
+    advance_and_claim,
     complete_alone,
     complete_with_progress,
     record_refused,
@@ -102,8 +103,11 @@ class Advancer:
 
     # -- advance -------------------------------------------------------------------
 
-    def advance(self, run_id: str) -> AdvanceResult:
-        """Feed the run every event it has not consumed. Returns what to publish afterwards."""
+    def advance(self, run_id: str, eager_claim: EagerClaim | None = None) -> AdvanceResult:
+        """Feed the run every event it has not consumed. Returns what to publish afterwards.
+
+        May claim one new step: see ``eager_claim``.
+        """
         entry = self._cache.entry(run_id)
         entry.requests += 1
         result = AdvanceResult(outcome=Advanced.BUSY)
@@ -115,18 +119,20 @@ class Advancer:
                 continue
             try:
                 served = entry.requests
-                step = self._advance_locked(entry)
+                step = self._advance_locked(entry, None if result.claim is not None else eager_claim)
             finally:
                 entry.lock.release()
             result.outcome = step.outcome
             result.messages += step.messages
             if step.wake_at_us is not None:
                 result.wake_at_us = step.wake_at_us
+            if step.claim is not None:
+                result.claim = step.claim
             if entry.requests == served:
                 break
         return result
 
-    def _advance_locked(self, entry: CacheEntry) -> AdvanceResult:
+    def _advance_locked(self, entry: CacheEntry, eager_claim: EagerClaim | None) -> AdvanceResult:
         while True:
             head = self._feed.catch_up(entry)
             if isinstance(head, AdvanceResult):
@@ -141,21 +147,8 @@ class Advancer:
                 limit_bytes=self._settings.max_payload_bytes,
                 cancel_grace_seconds=self._settings.cancel_grace_seconds,
             )
-
-            def write(connection: Connection, head: RunHead = head, progress: Progress = progress) -> Sequence[Message]:
-                self._check_room(connection, head, progress)
-                messages = write_progress(connection, head, progress)
-                if messages is None:
-                    raise _Overtaken
-                return messages
-
             try:
-                if fits_as_advance(head, progress) and self._committed(
-                    lambda: advance_item(head, progress)  # noqa: B023 - called at once
-                ):
-                    messages: Sequence[Message] = step_messages(head, progress.new_steps)
-                else:
-                    messages = self._database.transact(write)
+                messages, claim = self._write_advance(head, progress, eager_claim)
             except _Overtaken:
                 continue
             except TooManyRuns as error:
@@ -171,7 +164,29 @@ class Advancer:
             self._remember(progress)
             self._warn_of_many_steps(head, progress)
             self._settle(entry, machine)
-            return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us)
+            return AdvanceResult(messages=list(messages), wake_at_us=progress.wake_at_us, claim=claim)
+
+    def _write_advance(
+        self, head: RunHead, progress: Progress, eager_claim: EagerClaim | None
+    ) -> tuple[Sequence[Message], Claim | None]:
+        """Write it with the claim of a new step, if one may be taken; what to publish, and the claim."""
+        taken = None if eager_claim is None else eager_claim.choose(head, progress)
+        claimant = None if eager_claim is None else eager_claim.claimant
+        if self._committer is not None and fits_as_advance(head, progress):
+            item = advance_item(head, progress, taken=taken, claimant=claimant)
+            if self._committer.commit(item):
+                sent = step_messages(head, [step for step in progress.new_steps if step is not taken])
+                return sent, None if taken is None else claim_written(head, progress, taken, item.committed_at_us)
+
+        def write(connection: Connection) -> tuple[Sequence[Message], int]:
+            self._check_room(connection, head, progress)
+            messages, at_us = advance_and_claim(connection, head, progress, taken=taken, claimant=claimant)
+            if messages is None:
+                raise _Overtaken
+            return messages, at_us
+
+        messages, at_us = self._database.transact(write)
+        return messages, None if taken is None else claim_written(head, progress, taken, at_us)
 
     def _committed(self, make: Callable[[], Item]) -> bool:
         """Hand an item to the committer; False: nothing was written, and the statements for every case must decide."""
@@ -320,8 +335,7 @@ class Advancer:
             cancel_grace_seconds=self._settings.cancel_grace_seconds,
         )
 
-        # A step with a budget is claimed separately: its claim reserves, or holds it.
-        taken = None if eager_claim is None or head.has_budgets else eager_claim.choose(progress)
+        taken = None if eager_claim is None else eager_claim.choose(head, progress)
         claimant = None if eager_claim is None else eager_claim.claimant
 
         def write(connection: Connection) -> Sequence[Message]:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import paidonce
-from paidonce import StepFailed, StepTimedOut, agent, step
+from paidonce import StepFailed, StepTimedOut, agent, current_step, step
 from tests.acceptance.agents.journal import note
 
 
@@ -20,6 +20,13 @@ async def wait_and_return(value: str, seconds: float) -> str:
     note(f"began {value}")
     await asyncio.sleep(seconds)
     note(f"ended {value}")
+    return value
+
+
+@step
+async def wait_for_the_end_of_its_worker(value: str) -> str:
+    note(f"began {value}")
+    await asyncio.sleep(600 if current_step().attempt == 1 else 0)
     return value
 
 
@@ -157,6 +164,13 @@ async def draws() -> list[list[object]]:
 async def draws_twice() -> list[str]:
     first = str(paidonce.uuid())
     await wait_and_return("between the draws", 2.0)
+    return [first, str(paidonce.uuid())]
+
+
+@agent
+async def draws_around_a_kill() -> list[str]:
+    first = str(paidonce.uuid())
+    await wait_for_the_end_of_its_worker("between the draws")
     return [first, str(paidonce.uuid())]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from random import Random
 from typing import Any
 
@@ -37,18 +37,31 @@ def publish(url: str, queue: Queue, number: int, **headers: object) -> None:
         producer.publish({"number": number}, routing_key=queue.name, exchange="", declare=[queue], headers=headers)
 
 
-def take(connection: PaidonceConnection, queue: Queue, *, prefetch: int = 10) -> tuple[Any, list[Any]]:
-    """A consuming channel and what it has been delivered until nothing more came."""
+def drain_until(connection: PaidonceConnection, is_enough: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_enough():
+        assert time.monotonic() < deadline, "nothing more came"
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=0.5)
+
+
+def consume(connection: PaidonceConnection, queue: Queue, *, prefetch: int = 10) -> tuple[Any, list[Any]]:
+    """A consuming channel and the list to which it adds what it is delivered."""
     channel = connection.channel()
     messages: list[Any] = []
     consumer = connection.Consumer([queue], callbacks=[lambda body, message: messages.append(message)], channel=channel)
     consumer.qos(prefetch_count=prefetch)
     consumer.consume()
-    while True:
-        try:
-            connection.drain_events(timeout=0.3)
-        except TimeoutError:
-            return channel, messages
+    return channel, messages
+
+
+def take(connection: PaidonceConnection, queue: Queue, count: int, *, prefetch: int = 10) -> tuple[Any, list[Any]]:
+    """A consuming channel and the messages that it has been delivered: so many, and no more came."""
+    channel, messages = consume(connection, queue, prefetch=prefetch)
+    drain_until(connection, lambda: len(messages) >= count)
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=0.3)
+    return channel, messages
 
 
 def unacked(url: str) -> int:
@@ -78,10 +91,10 @@ def test_a_step_under_way_is_not_copied_into_redis_but_a_submission_is(
     redis_url: str, connection: PaidonceConnection
 ) -> None:
     publish(redis_url, STEPS, 1)
-    _, (step,) = take(connection, STEPS)
+    _, (step,) = take(connection, STEPS, 1)
     assert unacked(redis_url) == 0
     publish(redis_url, SUBMISSIONS, 2)
-    _, (submission,) = take(connection, SUBMISSIONS)
+    _, (submission,) = take(connection, SUBMISSIONS, 1)
     assert unacked(redis_url) == 1
     step.ack()
     submission.ack()
@@ -90,7 +103,7 @@ def test_a_step_under_way_is_not_copied_into_redis_but_a_submission_is(
 
 def test_a_submission_sent_through_another_queue_is_copied_too(redis_url: str, connection: PaidonceConnection) -> None:
     publish(redis_url, STEPS, 1, task="paidonce.submit")
-    take(connection, STEPS)
+    take(connection, STEPS, 1)
     assert unacked(redis_url) == 1
 
 
@@ -100,11 +113,11 @@ def test_what_was_not_acknowledged_returns_to_its_queue_when_the_channel_closes(
 ) -> None:
     for number in range(4):
         publish(redis_url, queue, number)
-    channel, messages = take(connection, queue)
+    channel, messages = take(connection, queue, 4)
     messages[1].ack()
     channel.close()
     assert (waiting(redis_url, queue), unacked(redis_url)) == (3, 0)
-    _, again = take(connection, queue)
+    _, again = take(connection, queue, 3)
     assert sorted(message.payload["number"] for message in again) == [0, 2, 3]
     assert all(message.properties["delivery_info"]["redelivered"] for message in again)
 
@@ -117,8 +130,7 @@ def test_a_connection_that_was_lost_can_be_closed_with_messages_under_way(redis_
     channel = connection.default_channel
     messages: list[Any] = []
     with connection.Consumer([queue], callbacks=[lambda body, message: messages.append(message)], channel=channel):
-        connection.drain_events(timeout=2)
-    assert len(messages) == 1
+        drain_until(connection, lambda: len(messages) == 1)
     connection._do_close_transport()
     connection.close()
     with pytest.raises(redis.ConnectionError, match="is closed"):
@@ -131,7 +143,7 @@ def test_a_rejected_message_is_dropped_or_comes_last(
 ) -> None:
     for number in range(3):
         publish(redis_url, queue, number)
-    channel, (zero, one, two) = take(connection, queue)
+    channel, (zero, one, two) = take(connection, queue, 3)
     one.reject()
     zero.requeue()
     two.requeue()
@@ -145,14 +157,11 @@ def test_a_rejected_message_is_dropped_or_comes_last(
 def test_acknowledging_makes_room_for_the_next_message(redis_url: str, connection: PaidonceConnection) -> None:
     for number in range(3):
         publish(redis_url, STEPS, number)
-    channel, messages = take(connection, STEPS, prefetch=1)
+    channel, messages = take(connection, STEPS, 1, prefetch=1)
     assert len(messages) == 1
     for expected in (2, 3):
         messages[-1].ack()
-        try:
-            connection.drain_events(timeout=1)
-        except TimeoutError:
-            pass
+        drain_until(connection, lambda expected=expected: len(messages) >= expected)  # type: ignore[misc]
         assert len(messages) == expected
     channel.close()
 
@@ -221,7 +230,7 @@ def test_a_message_returns_to_the_queue_it_was_taken_from_whatever_it_says(
     for tag in range(2):
         made = json.loads(another_place(Random(tag)).raw)
         push(redis_url, STEPS.name, json.dumps(made).encode())
-    channel, messages = take(connection, STEPS)
+    channel, messages = take(connection, STEPS, 2)
     assert len({message.delivery_tag for message in messages}) == 2, "both said that they are the same"
     channel.close()
     assert waiting(redis_url, STEPS) == 2
@@ -236,7 +245,7 @@ def test_a_compressed_body_is_an_error_of_the_message_and_is_not_unpacked(
     consumer = connection.Consumer([STEPS], on_message=lambda message: None, accept=["json"])
     consumer.on_decode_error = lambda message, error: errors.append(error)
     with consumer:
-        connection.drain_events(timeout=2)
+        drain_until(connection, lambda: len(errors) > 0)
     assert "is compressed" in str(errors[0])
 
 
@@ -271,10 +280,10 @@ def test_keys_of_another_type_are_told_of_and_do_not_end_anything(
         client.set(STEPS.name, "no list")
     connection.channel().qos.restore_visible()
     assert "cannot be read" in caplog.text
-    take(connection, STEPS)
-    assert "held a string, not a queue's list" in caplog.text
+    consume(connection, STEPS)
+    drain_until(connection, lambda: "held a string, not a queue's list" in caplog.text)
     publish(redis_url, STEPS, 1)
-    _, messages = take(connection, STEPS)
+    _, messages = take(connection, STEPS, 1)
     assert [message.payload["number"] for message in messages] == [1]
 
 
@@ -339,19 +348,12 @@ def test_broadcasts_that_are_none_are_dropped(
     consumer.on_decode_error = lambda message, error: None
     with consumer, redis.Redis.from_url(redis_url) as client, Connection(redis_url) as theirs:
         database = client.connection_pool.connection_kwargs["db"]
-        try:
-            connection.drain_events(timeout=0.5)
-        except TimeoutError:
-            pass
-        for seed in range(60):
-            client.publish(f"/{database}.celery.pidbox", broadcast(Random(seed)).raw)
+        channel = f"/{database}.celery.pidbox"
+        drain_until(connection, lambda: client.publish(channel, broadcast(Random(0)).raw) == 1)  # somebody hears it
+        for seed in range(1, 60):
+            client.publish(channel, broadcast(Random(seed)).raw)
         with theirs.Producer() as producer:
             producer.publish({"method": "ping"}, exchange=control.exchange, routing_key="", declare=[control.exchange])
-        deadline = time.monotonic() + 20
-        while {"method": "ping"} not in got and time.monotonic() < deadline:
-            try:
-                connection.drain_events(timeout=0.5)
-            except TimeoutError:
-                pass
+        drain_until(connection, lambda: {"method": "ping"} in got)
     assert {"method": "ping"} in got
     assert "has no readable envelope" in caplog.text

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from kombu import Connection
 
 from paidonce.broker.broker_urls import redis_client_url
 from paidonce.embedded import embedded_status, ensure_embedded_valkey, server, stop_embedded
+from paidonce.embedded.files import EmbeddedFiles
 from paidonce.embedded.locks import poll
 from paidonce_models.errors import BrokerUnreachable
 
@@ -182,12 +183,22 @@ def test_a_reused_process_id_deceives_nobody(home: Path) -> None:
 
 
 def test_a_frozen_server_is_reported_and_can_be_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(server, "START_SECONDS", 1.0)
-    monkeypatch.setattr(server, "STOP_SECONDS", 1.0)
+    sender = server._signal
+
+    def with_patience(number: signal.Signals) -> Callable[[EmbeddedFiles], bool]:
+        def send(files: EmbeddedFiles) -> bool:
+            """Of the two only SIGKILL ends a frozen server; that may take long on a busy machine."""
+            monkeypatch.setattr(server, "STOP_SECONDS", 1.0 if number == signal.SIGTERM else 60.0)
+            return sender(number)(files)
+
+        return send
+
     ensure_embedded_valkey(home)
     pid = pid_of(home)
     os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(server, "_signal", with_patience)
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "START_SECONDS", 1.0)
     with pytest.raises(BrokerUnreachable, match=rf"process {pid}\) is alive but does not respond"):
         ensure_embedded_valkey(home)
     assert stop_embedded(home) is True

@@ -11,7 +11,7 @@ from paidonce.replay.slice_threads import SliceThreads, ThreadBusy
 
 
 def test_whoever_asks_each_slice_of_a_run_is_in_the_runs_thread() -> None:
-    slices = SliceThreads(3)
+    slices = SliceThreads(3, patience_seconds=60)
     homes = [slices.choose() for _ in range(6)]
     with ThreadPoolExecutor(8) as askers:
         seen = [
@@ -24,7 +24,7 @@ def test_whoever_asks_each_slice_of_a_run_is_in_the_runs_thread() -> None:
 
 
 def test_an_error_reaches_who_asked() -> None:
-    slices = SliceThreads(1)
+    slices = SliceThreads(1, patience_seconds=60)
 
     def fails() -> None:
         raise SystemExit("out")
@@ -51,14 +51,14 @@ def test_who_waits_behind_a_blocked_slice_gives_up_and_goes_elsewhere() -> None:
             slices.call(home, lambda: ran.append("given up"))
         fresh = slices.choose()
         assert fresh is not home, "what is stuck gets no runs"
-        slices.call(fresh, lambda: ran.append("elsewhere"))
+        fresh.call(lambda: ran.append("elsewhere"), 60)
         released.set()
         blocked.result(30)
-    slices.call(home, lambda: ran.append("home again"))
+    home.call(lambda: ran.append("home again"), 60)
     assert ran == ["elsewhere", "home again"], "what was given up is not done later"
 
 
 def test_a_slice_that_asks_its_own_thread_does_not_wait_for_itself() -> None:
-    slices = SliceThreads(1)
+    slices = SliceThreads(1, patience_seconds=60)
     home = slices.choose()
     assert slices.call(home, lambda: slices.call(home, lambda: 7)) == 7

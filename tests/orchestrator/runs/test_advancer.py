@@ -426,7 +426,7 @@ def run_on_many_threads(process: Process, store: Store, run_id: str) -> None:
 
     def in_thread(act: Callable[[], Any]) -> Any:
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(act).result(30)
+            return thread.submit(act).result(60)
 
     messages = in_thread(lambda: process.advance(run_id))
     while messages:
@@ -435,7 +435,7 @@ def run_on_many_threads(process: Process, store: Store, run_id: str) -> None:
 
 
 def test_an_agent_sees_one_thread_whichever_of_the_workers_threads_has_its_event(store: Store) -> None:
-    process = Process(store, first, thread_bound, slices=SliceThreads(2))
+    process = Process(store, first, thread_bound, slices=SliceThreads(2, patience_seconds=60))
     run_ids = [store.submit(thread_bound, text="x") for _ in range(4)]
     for run_id in run_ids:
         run_on_many_threads(process, store, run_id)

@@ -121,7 +121,7 @@ def test_three_days_of_sleep_take_no_time() -> None:
     run = run_agent(sleeper)
     assert run.result.startswith("3 days")
     assert run.elapsed >= timedelta(days=3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_retries_wait_on_the_fake_clock() -> None:

@@ -7,10 +7,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from paidonce_workers.bodies.event_loop_thread import CoroutineCancelled, CoroutineTimedOut, EventLoopThread
+from paidonce_workers.bodies.event_loop_thread import (
+    CoroutineCancelled,
+    CoroutineHandle,
+    CoroutineTimedOut,
+    EventLoopThread,
+)
 from tests.services.waiting import wait_until
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
@@ -21,6 +27,17 @@ def event_loop() -> Iterator[EventLoopThread]:
     thread = EventLoopThread(blocked_after_seconds=0.2, cancel_grace_seconds=0.3)
     yield thread
     thread.close()
+
+
+def count_from(begun: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit begins with the coroutine, as on a machine that has time: one that never ran cannot clean up."""
+    wait = CoroutineHandle.wait
+
+    def wait_once_begun(self: CoroutineHandle[Any], timeout_seconds: float | None = None) -> bool:
+        assert begun.wait(60)
+        return wait(self, timeout_seconds)
+
+    monkeypatch.setattr(CoroutineHandle, "wait", wait_once_begun)
 
 
 def test_a_coroutine_runs_on_the_one_loop_thread_and_its_value_comes_back(event_loop: EventLoopThread) -> None:
@@ -41,18 +58,22 @@ def test_context_variables_of_the_caller_are_seen_and_not_changed(event_loop: Ev
     assert request_id.get() == "r1"
 
 
-def test_a_coroutine_that_runs_out_of_time_is_cancelled_and_its_finally_runs(event_loop: EventLoopThread) -> None:
-    cleaned_up = threading.Event()
+def test_a_coroutine_that_runs_out_of_time_is_cancelled_and_its_finally_runs(
+    event_loop: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cleaned_up = threading.Event(), threading.Event()
+    count_from(begun, monkeypatch)
 
     async def wait_for_ever() -> None:
         try:
+            begun.set()
             await asyncio.Event().wait()
         finally:
             cleaned_up.set()
 
     with pytest.raises(CoroutineTimedOut, match=r"m\.slow did not end within 0\.05 s"):
         event_loop.run(wait_for_ever(), 0.05, label="m.slow")
-    assert cleaned_up.is_set()
+    assert cleaned_up.wait(60)
 
 
 def test_a_timeout_error_of_the_coroutines_own_is_not_taken_for_the_time_limit(event_loop: EventLoopThread) -> None:
@@ -66,11 +87,13 @@ def test_a_timeout_error_of_the_coroutines_own_is_not_taken_for_the_time_limit(e
 
 
 def test_a_coroutine_that_swallows_its_cancellation_is_abandoned_by_name(
-    event_loop: EventLoopThread, caplog: pytest.LogCaptureFixture
+    event_loop: EventLoopThread, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go = threading.Event()
+    begun, let_go = threading.Event(), threading.Event()
+    count_from(begun, monkeypatch)
 
     async def stubborn() -> None:
+        begun.set()
         while not let_go.is_set():
             try:
                 await asyncio.sleep(0.01)
@@ -92,15 +115,15 @@ def test_another_thread_cancels_with_a_reason(event_loop: EventLoopThread) -> No
         try:
             await asyncio.Event().wait()
         finally:
-            let_go.wait(5)
+            let_go.wait(60)
 
     handle = event_loop.submit(waits(), label="m.waits")
-    assert begun.wait(5)
+    assert begun.wait(60)
     assert handle.cancel("fenced")
     assert handle.cancel("too late, the first reason stays")
     let_go.set()
     with pytest.raises(CoroutineCancelled, match=r"m\.waits was cancelled \(fenced\)"):
-        handle.result(5)
+        handle.result(60)
     assert not handle.cancel("it has ended")
 
 
@@ -146,7 +169,7 @@ def test_a_blocked_loop_is_reported_once_by_step_and_place(
         blockage = event_loop.blocked()
         wait_until(lambda: blockage is not None and blockage.seconds > 0.5, "the block has lasted for several checks")
         let_go.set()
-        handle.result(5)
+        handle.result(60)
         wait_until(lambda: event_loop.blocked() is None, "the watchdog has seen the loop answer again")
     assert blockage is not None
     assert blockage.label == "research.fetch (run r1, step 3)"
@@ -164,7 +187,7 @@ def test_fifty_waiting_coroutines_wait_together(event_loop: EventLoopThread) -> 
     began = time.monotonic()
     handles = [event_loop.submit(wait_a_little(), label=f"m.wait {number}") for number in range(50)]
     for handle in handles:
-        handle.result(5)
+        handle.result(60)
     assert time.monotonic() - began < 50 * 0.2 / 4
 
 
@@ -188,5 +211,5 @@ def test_closing_cancels_what_runs_and_the_next_coroutine_starts_anew(event_loop
     handle = event_loop.submit(asyncio.Event().wait(), label="m.waits")
     assert event_loop.close()
     with pytest.raises(CoroutineCancelled):
-        handle.result(5)
+        handle.result(60)
     assert event_loop.run(asyncio.sleep(0, "anew"), 5) == "anew"

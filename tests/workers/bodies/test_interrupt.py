@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -71,16 +71,27 @@ def start(
     return future
 
 
+def act_once(begun: threading.Event, act: Callable[[], object], threads: ThreadPoolExecutor) -> None:
+    def wait_and_act() -> None:
+        assert begun.wait(60)
+        act()
+
+    threads.submit(wait_and_act)
+
+
 # --- scopes -------------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupt_strikes_the_scope_and_comes_out_of_it() -> None:
-    scope = ThreadScope()
-    timer = threading.Timer(0.05, scope.throw, (CancelInterrupt,))
-    timer.start()
+def test_an_interrupt_strikes_the_scope_and_comes_out_of_it(threads: ThreadPoolExecutor) -> None:
+    scope, begun = ThreadScope(), threading.Event()
+
+    def body() -> None:
+        begun.set()
+        spin_for_ever()
+
+    act_once(begun, lambda: scope.throw(CancelInterrupt), threads)
     with pytest.raises(CancelInterrupt):
-        call_interruptibly(scope, spin_for_ever)
-    timer.join()
+        call_interruptibly(scope, body)
 
 
 def test_an_interrupt_after_the_end_is_refused_and_strikes_nobody() -> None:
@@ -109,8 +120,8 @@ def test_interrupts_at_the_end_of_a_task_never_strike_what_the_thread_does_next(
     sys.setswitchinterval(1e-6)
     interrupter.start()
     try:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while (lasted := time.monotonic() - began) < 1.5 or (not (struck and kept) and lasted < 60):
             try:
                 scope = ThreadScope()
                 scopes[:] = [scope]
@@ -207,8 +218,8 @@ def test_ordinary_conditions_survive_interrupts_at_any_moment_where_these_are_de
     sys.setswitchinterval(1e-6)
     interrupter.start()
     try:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while (lasted := time.monotonic() - began) < 1.5 or (struck <= 50 and lasted < 60):
             scopes[:] = [ThreadScope()]
             try:
                 call_interruptibly(scopes[-1], body)
@@ -234,11 +245,32 @@ def test_deadlines_are_called_in_order_by_one_thread_and_cancelled_ones_never() 
     def note(name: str) -> None:
         called.append((name, threading.current_thread().name))
 
-    deadlines.add(0.10, lambda: note("second"))
-    deadlines.add(0.05, lambda: note("first")).cancel()
-    deadlines.add(0.02, lambda: note("third of those given, first due"))
-    wait_until(lambda: len(called) == 2, "both deadlines were called")
-    assert called == [("third of those given, first due", "paidonce-deadlines"), ("second", "paidonce-deadlines")]
+    last = deadlines.add(600, lambda: note("last"))
+    deadlines.add(0.02, lambda: note("due before what the thread waits for"))
+    wait_until(lambda: called, "it was called")
+    last.cancel()
+
+    busy, all_given = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        busy.set()
+        all_given.wait(60)
+
+    deadlines.add(0, keep_busy)
+    assert busy.wait(60)
+    given = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:  # they are given at one moment, however busy the machine is
+        patch.setattr(time, "monotonic", lambda: given)
+        deadlines.add(0.10, lambda: note("second"))
+        deadlines.add(0.05, lambda: note("first")).cancel()
+        deadlines.add(0.02, lambda: note("third of those given, first due"))
+    all_given.set()
+    wait_until(lambda: len(called) == 3, "both deadlines were called")
+    assert called == [
+        ("due before what the thread waits for", "paidonce-deadlines"),
+        ("third of those given, first due", "paidonce-deadlines"),
+        ("second", "paidonce-deadlines"),
+    ]
 
 
 def test_a_callback_that_fails_does_not_end_the_timer_thread(caplog: pytest.LogCaptureFixture) -> None:
@@ -246,7 +278,7 @@ def test_a_callback_that_fails_does_not_end_the_timer_thread(caplog: pytest.LogC
     called = threading.Event()
     deadlines.add(0, lambda: 1 // 0)
     deadlines.add(0.01, called.set)
-    assert called.wait(5)
+    assert called.wait(60)
     assert "a deadline's callback failed" in caplog.text
 
 
@@ -309,7 +341,7 @@ def test_a_timeout_error_of_the_bodys_own_is_its_own(runner: BodyRunner, is_asyn
         body()
 
     with pytest.raises(TimeoutError, match="the provider took too long"):
-        runner.run("k", async_body if is_async else body, is_async=is_async, timeout_seconds=5, label="m.x")
+        runner.run("k", async_body if is_async else body, is_async=is_async, timeout_seconds=60, label="m.x")
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
@@ -320,17 +352,18 @@ def test_another_thread_stops_a_body_for_a_reason(
     future = start(threads, runner, "k", is_async=is_async)
     assert runner.interrupt("k", reason)
     with pytest.raises(BodyCancelled) as caught:
-        future.result(5)
+        future.result(60)
     assert caught.value.reason is reason
     assert not runner.interrupt("k", reason), "it has ended"
 
 
 def test_a_def_body_whose_interrupt_was_swallowed_is_interrupted_again(threads: ThreadPoolExecutor) -> None:
     """As in a finalizer or a callback of a weak reference, which Python lets no exception out of."""
-    runner, swallowed = BodyRunner(cancel_grace_seconds=0.05), threading.Event()
+    runner, begun, swallowed = BodyRunner(cancel_grace_seconds=0.05), threading.Event(), threading.Event()
 
     def body() -> None:
         try:
+            begun.set()
             while True:
                 time.sleep(0.001)
         except StepInterrupt:
@@ -338,10 +371,11 @@ def test_a_def_body_whose_interrupt_was_swallowed_is_interrupted_again(threads: 
         while True:
             time.sleep(0.001)
 
-    future = threads.submit(runner.run, "k", body, is_async=False, timeout_seconds=0.05, label="m.x")
-    assert swallowed.wait(10)
+    act_once(begun, lambda: runner.interrupt("k", Reason.TIMED_OUT), threads)
+    future = threads.submit(runner.run, "k", body, is_async=False, timeout_seconds=600, label="m.x")
+    assert swallowed.wait(60)
     with pytest.raises(BodyTimedOut):
-        future.result(10)
+        future.result(60)
     runner.close()
 
 
@@ -351,48 +385,60 @@ def test_only_the_body_of_the_key_is_stopped(runner: BodyRunner, threads: Thread
     runner.interrupt("d")
     for key in "bd":
         with pytest.raises(BodyCancelled):
-            futures[key].result(5)
+            futures[key].result(60)
     assert sorted(str(key) for key in runner.running()) == ["a", "c"]
     assert sorted(str(key) for key in runner.interrupt_all(Reason.HANDED_BACK)) == ["a", "c"]
     for key in "ac":
         with pytest.raises(BodyCancelled):
-            futures[key].result(5)
+            futures[key].result(60)
 
 
 def test_the_first_reason_stays(runner: BodyRunner, threads: ThreadPoolExecutor) -> None:
     hold = threading.Event()
-    future = threads.submit(runner.run, "k", hold.wait, (10,), is_async=False, timeout_seconds=None, label="m.x")
+    future = threads.submit(runner.run, "k", hold.wait, (60,), is_async=False, timeout_seconds=None, label="m.x")
     wait_until(lambda: "k" in runner.running(), "it runs")
     runner.interrupt("k", Reason.FENCED)
     runner.interrupt("k", Reason.CANCELLED)
     hold.set()
     # It was blocked in C until now: either its value got out first, or the first reason did.
     try:
-        assert future.result(5) is True
+        assert future.result(60) is True
     except BodyCancelled as stopped:
         assert stopped.reason is Reason.FENCED
 
 
-def test_a_value_that_arrives_although_the_body_was_stopped_is_kept(runner: BodyRunner) -> None:
+def test_a_value_that_arrives_although_the_body_was_stopped_is_kept(
+    runner: BodyRunner, threads: ThreadPoolExecutor
+) -> None:
+    begun = threading.Event()
+
     def finishes_anyway() -> str:
         try:
+            begun.set()
             spin_for_ever()
         except TimeoutInterrupt:
             pass
         return "paid"
 
-    assert runner.run("k", finishes_anyway, is_async=False, timeout_seconds=0.02, label="m.x") == "paid"
+    act_once(begun, lambda: runner.interrupt("k", Reason.TIMED_OUT), threads)
+    assert runner.run("k", finishes_anyway, is_async=False, timeout_seconds=600, label="m.x") == "paid"
 
 
-def test_what_a_body_raises_while_it_is_stopped_counts_as_being_stopped(runner: BodyRunner) -> None:
+def test_what_a_body_raises_while_it_is_stopped_counts_as_being_stopped(
+    runner: BodyRunner, threads: ThreadPoolExecutor
+) -> None:
+    begun = threading.Event()
+
     def fails_while_cleaning_up() -> None:
         try:
+            begun.set()
             spin_for_ever()
         finally:
             raise ValueError("cleaning up failed")
 
+    act_once(begun, lambda: runner.interrupt("k", Reason.TIMED_OUT), threads)
     with pytest.raises(BodyTimedOut) as caught:
-        runner.run("k", fails_while_cleaning_up, is_async=False, timeout_seconds=0.02, label="m.x")
+        runner.run("k", fails_while_cleaning_up, is_async=False, timeout_seconds=600, label="m.x")
     assert isinstance(caught.value.__cause__, ValueError)
 
 
@@ -405,7 +451,7 @@ def test_a_body_that_would_end_the_process_is_an_ordinary_failure(runner: BodyRu
         leave()
 
     with pytest.raises(BodyExited, match="raised SystemExit, which would end the worker"):
-        runner.run("k", async_leave if is_async else leave, is_async=is_async, timeout_seconds=5, label="m.x")
+        runner.run("k", async_leave if is_async else leave, is_async=is_async, timeout_seconds=60, label="m.x")
 
 
 def test_an_async_body_that_cancels_itself_is_an_ordinary_failure(runner: BodyRunner) -> None:
@@ -413,22 +459,25 @@ def test_an_async_body_that_cancels_itself_is_an_ordinary_failure(runner: BodyRu
         raise asyncio.CancelledError
 
     with pytest.raises(BodyExited, match="cancelled itself"):
-        runner.run("k", cancel_itself, is_async=True, timeout_seconds=5, label="m.x")
+        runner.run("k", cancel_itself, is_async=True, timeout_seconds=60, label="m.x")
 
 
-def test_an_async_body_that_ignores_its_cancellation_is_abandoned(runner: BodyRunner) -> None:
-    let_go = threading.Event()
+def test_an_async_body_that_ignores_its_cancellation_is_abandoned(
+    runner: BodyRunner, threads: ThreadPoolExecutor
+) -> None:
+    begun, let_go = threading.Event(), threading.Event()
 
     async def stubborn() -> None:
+        begun.set()  # before that a cancellation cannot be ignored
         while not let_go.is_set():
             try:
                 await asyncio.sleep(0.01)
             except asyncio.CancelledError:
                 pass
 
+    act_once(begun, lambda: runner.interrupt("k", Reason.TIMED_OUT), threads)
     with pytest.raises(BodyTimedOut) as caught:
-        # Long enough for it to have begun: before that a cancellation cannot be ignored.
-        runner.run("k", stubborn, is_async=True, timeout_seconds=1, label="m.stubborn")
+        runner.run("k", stubborn, is_async=True, timeout_seconds=600, label="m.stubborn")
     let_go.set()
     assert caught.value.abandoned
 
@@ -436,19 +485,21 @@ def test_an_async_body_that_ignores_its_cancellation_is_abandoned(runner: BodyRu
 def test_a_def_body_blocked_in_c_is_named_and_stopped_when_the_call_returns(
     runner: BodyRunner, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hold = threading.Event()
+    begun, hold = threading.Event(), threading.Event()
 
     def blocks_then_goes_on() -> None:
-        hold.wait(10)
+        begun.set()
+        hold.wait(60)
         spin_for_ever()
 
+    act_once(begun, lambda: runner.interrupt("k", Reason.TIMED_OUT), threads)
     future = threads.submit(
-        runner.run, "k", blocks_then_goes_on, is_async=False, timeout_seconds=0.02, label="m.blocks (run r1, step 3)"
+        runner.run, "k", blocks_then_goes_on, is_async=False, timeout_seconds=600, label="m.blocks (run r1, step 3)"
     )
     wait_until(lambda: "m.blocks (run r1, step 3) was stopped" in caplog.text, "the blocked body is named")
     hold.set()
     with pytest.raises(BodyTimedOut):
-        future.result(5)
+        future.result(60)
 
 
 def test_the_same_key_twice_at_once_is_refused(runner: BodyRunner, threads: ThreadPoolExecutor) -> None:
@@ -457,7 +508,7 @@ def test_the_same_key_twice_at_once_is_refused(runner: BodyRunner, threads: Thre
         runner.run("k", spin_for_ever, is_async=False, timeout_seconds=1, label="m.x")
     assert runner.interrupt("k")
     with pytest.raises(BodyCancelled):
-        future.result(5)
+        future.result(60)
 
 
 def test_fifty_async_bodies_run_at_once(runner: BodyRunner) -> None:
@@ -475,7 +526,7 @@ def test_fifty_async_bodies_run_at_once(runner: BodyRunner) -> None:
     with ThreadPoolExecutor(50) as fifty:
         values = fifty.map(
             lambda number: runner.run(
-                number, body, (number,), is_async=True, timeout_seconds=20, label=f"m.body {number}"
+                number, body, (number,), is_async=True, timeout_seconds=60, label=f"m.body {number}"
             ),
             range(50),
         )
@@ -485,22 +536,26 @@ def test_fifty_async_bodies_run_at_once(runner: BodyRunner) -> None:
 # --- inside a Celery task -----------------------------------------------------------------------------------------
 
 
-def test_what_interrupts_the_task_goes_to_its_body_and_leaves_the_task_whole(runner: BodyRunner) -> None:
-    scope = TaskScope()
+def test_what_interrupts_the_task_goes_to_its_body_and_leaves_the_task_whole(
+    runner: BodyRunner, threads: ThreadPoolExecutor
+) -> None:
+    scope, begun = TaskScope(), threading.Event()
+
+    def body() -> None:
+        begun.set()
+        spin_for_ever()
 
     def task() -> str:
         token = current_task_scope.set(scope)
-        timer = threading.Timer(0.05, scope.interrupt, (Reason.REVOKED,))
-        timer.start()
         try:
-            runner.run("k", spin_for_ever, is_async=False, timeout_seconds=None, label="m.x")
+            runner.run("k", body, is_async=False, timeout_seconds=None, label="m.x")
         except BodyCancelled as stopped:
             return f"completed as {stopped.reason}"
         finally:
-            timer.join()
             current_task_scope.reset(token)
         return "not stopped"
 
+    act_once(begun, lambda: scope.interrupt(Reason.REVOKED), threads)
     assert call_interruptibly(scope, task) == "completed as revoked"
 
 
@@ -546,7 +601,7 @@ def test_a_forked_child_runs_and_stops_bodies_of_its_own(runner: BodyRunner, thr
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert runner.interrupt("the parent's")
     with pytest.raises(BodyCancelled):
-        future.result(5)
+        future.result(60)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

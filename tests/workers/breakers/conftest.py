@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_decisions
+from paidonce_workers.breakers import (
+    CircuitBreakers,
+    Failure,
+    circuit_breakers,
+    circuit_decisions,
+    circuit_scripts,
+    redis_connecting,
+)
 from tests.services.availability import service_missing
 from tests.services.valkey import RedisServer
 
 MakeBreakers = Callable[..., CircuitBreakers]
+
+LIMITS: tuple[tuple[ModuleType, str], ...] = (
+    (circuit_decisions, "LIMIT_SECONDS"),
+    (circuit_breakers, "BY_HAND_SECONDS"),
+    (redis_connecting, "READ_SECONDS"),
+    (circuit_scripts, "CHECK_SECONDS"),
+)
+"""How long Redis may take to answer."""
+IN_PRODUCTION = tuple(getattr(module, name) for module, name in LIMITS)
+PATIENT_SECONDS = 20.0
+
+
+class ServerClock:
+    """What circuits take for the time of Redis: the machine's, and ahead of it by what a test has skipped."""
+
+    def __init__(self, *breakers: CircuitBreakers) -> None:
+        self._ahead_us = 0
+        for each in breakers:
+            each._clock = self  # of a process that decides alone
+            if each._shared is not None:
+                each._shared._now = self
+
+    def __call__(self) -> int:
+        return int(time.time() * 1e6) + self._ahead_us
+
+    def skip(self, seconds: float) -> None:
+        self._ahead_us += int(seconds * 1e6)
 
 
 def by_type(error: BaseException) -> Failure:
@@ -79,7 +116,27 @@ def breakers(circuit_server: RedisServer, make_breakers: MakeBreakers) -> Circui
     return make_breakers(circuit_server.url())
 
 
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in LIMITS:
+        monkeypatch.setattr(module, name, PATIENT_SECONDS)
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is given longer than a call may wait: for tests of what it decides, on a machine that may be busy."""
-    monkeypatch.setattr(circuit_decisions, "LIMIT_SECONDS", 20.0)
+    be_patient(monkeypatch)
+
+
+@pytest.fixture
+def asks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circuit that was closed a moment ago is asked about all the same."""
+    monkeypatch.setattr(circuit_decisions, "CLOSED_SECONDS", 0.0)
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """For what a ``patient`` test does with a Redis that does not answer: it is given as long as in production."""
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), seconds in zip(LIMITS, IN_PRODUCTION, strict=True):
+            patch.setattr(module, name, seconds)
+        yield

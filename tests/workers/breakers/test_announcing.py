@@ -18,6 +18,8 @@ from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 POLICY = BreakerPolicy(consecutive_failures=1, open_base_seconds=60)
 NAME = "paidonce-breakers-announce"
 
@@ -82,7 +84,8 @@ def test_a_listener_that_hangs_delays_neither_calls_nor_an_event_loop_nor_the_en
         release.set()
 
 
-def test_closing_tells_what_is_waiting(breakers: CircuitBreakers) -> None:
+def test_closing_tells_what_is_waiting(breakers: CircuitBreakers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcing, "CLOSING_SECONDS", 60.0)
     heard: list[CircuitChange] = []
 
     def slow(change: CircuitChange) -> None:
@@ -178,8 +181,10 @@ def test_many_threads_at_once_begin_one_thread(announcer: Announcer) -> None:
 FORKING_PROGRAM = """
 import os, sys, threading
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import CircuitBreakers, Failure, failure
+from paidonce_workers.breakers import CircuitBreakers, Failure, announcing, failure
+from paidonce_workers.breakers import circuit_decisions
 
+circuit_decisions.LIMIT_SECONDS = announcing.CLOSING_SECONDS = 20.0  # busy is not away
 breakers = CircuitBreakers(sys.argv[1], namespace=sys.argv[2], classify=lambda error: Failure(kinds=frozenset()))
 policy = BreakerPolicy(consecutive_failures=1)
 heard = []

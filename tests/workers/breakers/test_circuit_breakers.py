@@ -32,12 +32,13 @@ from paidonce_workers.breakers import (
     CircuitState,
     Outcome,
     Verdict,
+    circuit_decisions,
     failure,
 )
 from paidonce_workers.breakers.circuit_scripts import CIRCUIT
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
-from tests.workers.breakers.conftest import MakeBreakers, by_type
+from tests.workers.breakers.conftest import MakeBreakers, ServerClock, by_type
 from tests.workers.breakers.model import MOVES
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -76,6 +77,7 @@ def state_of(breakers: CircuitBreakers, circuit: str = "search") -> CircuitState
 # -- one circuit for many processes --------------------------------------------------------
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_failures_of_all_processes_add_up_and_all_are_refused(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
@@ -88,10 +90,10 @@ def test_failures_of_all_processes_add_up_and_all_are_refused(
         assert refused.verdict is Verdict.REFUSED
         assert refused.is_shared
         assert refused.reason == "failures in a row: 3 (http:503)"
-        assert refused.wait_seconds == pytest.approx(60, abs=2)
+        assert refused.wait_seconds is not None and 20 < refused.wait_seconds <= 60
         assert refused.since is not None and refused.retry_at is not None
         assert refused.retry_at - refused.since == timedelta(seconds=60)
-        assert abs(refused.since - before) < timedelta(seconds=2)
+        assert abs(refused.since - before) < timedelta(seconds=40)
 
 
 def test_a_success_anywhere_ends_the_row_of_failures(circuit_server: RedisServer, make_breakers: MakeBreakers) -> None:
@@ -131,10 +133,11 @@ def test_ignored_errors_neither_trip_nor_end_a_row_nor_fill_the_window(breakers:
 def test_what_the_server_asks_for_sets_the_open_time(breakers: CircuitBreakers) -> None:
     for _ in range(3):
         call(breakers, OVERLOADED)
-    assert call(breakers, SUCCESS).wait_seconds == pytest.approx(120, abs=2)
     for _ in range(3):
         call(breakers, failure({"http:429"}, retry_after_seconds=0), circuit="other")
-    assert call(breakers, SUCCESS, circuit="other").wait_seconds == pytest.approx(1, abs=0.5), "not at once"
+    other, search = breakers.states()
+    assert search.since is not None and search.retry_at == search.since + timedelta(seconds=120)
+    assert other.since is not None and other.retry_at == other.since + timedelta(seconds=1), "not at once"
 
 
 def test_open_times_grow_at_each_failed_probe_up_to_the_cap(breakers: CircuitBreakers) -> None:
@@ -163,8 +166,12 @@ def test_open_times_are_spread_by_the_jitter(breakers: CircuitBreakers) -> None:
     assert max(waits) - min(waits) > 5
 
 
-def test_a_guarded_call_takes_two_round_trips(breakers: CircuitBreakers) -> None:
+@pytest.mark.parametrize(("closed_seconds", "requests"), [(0.0, 2), (1000.0, 1)])
+def test_a_guarded_call_takes_two_round_trips_and_one_while_the_circuit_is_known_as_closed(
+    breakers: CircuitBreakers, monkeypatch: pytest.MonkeyPatch, closed_seconds: float, requests: int
+) -> None:
     """How long they take is measured by ``benchmarks.breakers``."""
+    monkeypatch.setattr(circuit_decisions, "CLOSED_SECONDS", closed_seconds)
     with breakers.guard("search", POLICY):
         pass
     link = breakers._link
@@ -179,7 +186,7 @@ def test_a_guarded_call_takes_two_round_trips(breakers: CircuitBreakers) -> None
     )
     with breakers.guard("search", POLICY):
         pass
-    assert sent == ["circuit.lua"] * 2
+    assert sent == ["circuit.lua"] * requests
 
 
 # -- probes -----------------------------------------------------------------------------------
@@ -196,7 +203,7 @@ def test_one_probe_at_a_time_in_the_fleet_and_its_success_closes(
         refused = breakers.admit("search", QUICK, token="another")
         assert refused.verdict is Verdict.REFUSED
         assert refused.reason == "a probe is under way"
-        assert refused.wait_seconds is not None and 9 < refused.wait_seconds <= 10
+        assert refused.wait_seconds is not None and 0 < refused.wait_seconds <= 10
     fleet[1].report(admission, SUCCESS)  # whoever reports
     assert [call(breakers, SUCCESS).verdict for breakers in fleet] == [Verdict.ADMITTED] * 3
 
@@ -225,15 +232,17 @@ def test_a_probe_that_says_nothing_gives_its_place_to_the_next(breakers: Circuit
 def test_the_token_of_a_probe_expires_unless_the_heartbeat_renews_it(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
-    dead, alive = (make_breakers(circuit_server.url(), probe_seconds=0.6) for _ in range(2))
+    dead, alive = (make_breakers(circuit_server.url(), probe_seconds=60) for _ in range(2))
+    clock = ServerClock(dead, alive)
     for _ in range(3):
         call(dead, DOWN, QUICK)
     lost = probe(dead, "lost")
-    began = time.monotonic()
-    kept = probe(alive, "kept")
-    assert time.monotonic() - began > 0.4
+    assert not alive.admit("search", QUICK, token="kept").is_admitted
+    clock.skip(60)
+    kept = alive.admit("search", QUICK, token="kept")
+    assert kept.is_probe
     for _ in range(9):
-        threading.Event().wait(0.1)
+        clock.skip(10)
         alive.renew(["kept", "of another attempt"])
         assert not dead.admit("search", QUICK, token="third").is_admitted
     dead.report(lost, DOWN)
@@ -245,13 +254,14 @@ def test_the_token_of_a_probe_expires_unless_the_heartbeat_renews_it(
 def test_an_inline_probe_is_renewed_as_long_as_its_block_lasts(
     circuit_server: RedisServer, make_breakers: MakeBreakers
 ) -> None:
-    one, other = (make_breakers(circuit_server.url(), probe_seconds=0.6) for _ in range(2))
+    one, other = (make_breakers(circuit_server.url(), probe_seconds=60) for _ in range(2))
+    clock = ServerClock(one, other)
     for _ in range(3):
         call(one, DOWN, QUICK)
-    threading.Event().wait(0.1)
+    clock.skip(1)
     with one.guard("search", QUICK):
         for _ in range(9):
-            threading.Event().wait(0.1)
+            clock.skip(10)
             one.renew()
             assert not other.admit("search", QUICK, token="third").is_admitted
     assert state_of(one) is CircuitState.CLOSED
@@ -344,7 +354,8 @@ def test_a_circuit_can_be_opened_closed_and_reset_by_hand(breakers: CircuitBreak
     assert (refused.verdict, refused.retry_at, refused.wait_seconds) == (Verdict.REFUSED, None, None)
     assert refused.reason == "maintenance"
     breakers.force_open("search", 600)
-    assert call(breakers, SUCCESS).wait_seconds == pytest.approx(600, abs=2)
+    refused = call(breakers, SUCCESS)
+    assert refused.wait_seconds is not None and 500 < refused.wait_seconds <= 600
     breakers.force_close("search")
     assert call(breakers, DOWN).verdict is Verdict.ADMITTED
     breakers.force_close("search")
@@ -693,8 +704,7 @@ def test_an_address_that_cannot_be_read_is_named_with_its_setting_and_without_it
 FORKING_PROGRAM = """
 import os, sys, threading
 from paidonce.policies import BreakerPolicy
-from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_breakers, failure
-from paidonce_workers.breakers import circuit_decisions
+from paidonce_workers.breakers import CircuitBreakers, Failure, circuit_breakers, circuit_decisions, failure
 
 circuit_decisions.LIMIT_SECONDS = circuit_breakers.BY_HAND_SECONDS = 20.0  # busy is not away
 breakers = CircuitBreakers(sys.argv[1], namespace=sys.argv[2], classify=lambda error: Failure(kinds=frozenset()))

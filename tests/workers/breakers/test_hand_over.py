@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import SUCCESS, Admission, CircuitBreakers, Outcome, Verdict, failure
 from paidonce_workers.breakers.redis_link import LONGEST_PAUSE_SECONDS
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
 from tests.workers.breakers.conftest import MakeBreakers
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 POLICY = BreakerPolicy(consecutive_failures=3, failure_rate=1.0, open_base_seconds=60, open_jitter=0)
 DOWN = failure({"http:503"})
@@ -50,6 +54,7 @@ def test_a_circuit_stays_open_for_what_is_left_since_redis_was_last_heard(
     assert refused.wait_seconds is not None and refused.wait_seconds <= 60 - open_seconds
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_what_a_process_has_counted_alone_is_forgotten_once_redis_has_answered(
     private_redis: RedisServer, make_breakers: MakeBreakers
 ) -> None:

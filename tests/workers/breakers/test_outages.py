@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,18 @@ from paidonce_workers.breakers import (
     Verdict,
     failure,
 )
+from paidonce_workers.breakers.circuit_decisions import LEAST_REPORT_SECONDS
+from paidonce_workers.breakers.circuit_scripts import CircuitScripts
+from paidonce_workers.breakers.circuit_state import Answer
 from paidonce_workers.breakers.redis_link import LONGEST_PAUSE_SECONDS
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
-from tests.workers.breakers.conftest import MakeBreakers
+from tests.workers.breakers.conftest import PATIENT_SECONDS, MakeBreakers, ServerClock, hurried
 
-LONGEST_DELAY_SECONDS = 0.5
+pytestmark = pytest.mark.usefixtures("patient")
+
+LONGEST_DELAY_SECONDS = 10.0
+"""It is half a second on an idle machine; a call that waits for Redis without a limit waits for as long as it likes."""
 POLICY = BreakerPolicy(consecutive_failures=3, failure_rate=1.0, open_base_seconds=60, open_jitter=0)
 REFUSE = replace(POLICY, when_store_down="refuse")
 DOWN = failure({"http:503"})
@@ -138,7 +145,7 @@ def test_redis_frozen_and_thawed(
     assert call(breakers).is_shared
     with traffic(breakers) as seen:
         wait_until(lambda: len(seen.admissions) > 50, "calls are made")
-        with frozen(private_redis.pid):
+        with hurried(), frozen(private_redis.pid):
             wait_until(lambda: not seen.admissions[-1].is_shared, "the store is away")
             count = len(seen.admissions)
             wait_until(lambda: len(seen.admissions) > count + 200, "calls go on without it")
@@ -159,19 +166,16 @@ def test_a_call_under_way_when_redis_freezes_is_reported_in_time(
 ) -> None:
     breakers = make_breakers(private_redis.url())
     admission = breakers.admit("search", POLICY, token="t")
-    with frozen(private_redis.pid):
+    with hurried(), frozen(private_redis.pid):
         began = time.monotonic()
         breakers.report(admission, SUCCESS)
         assert time.monotonic() - began < LONGEST_DELAY_SECONDS
 
 
-def test_coroutines_are_not_delayed_either_nor_is_their_loop(
-    private_redis: RedisServer, make_breakers: MakeBreakers
-) -> None:
+def test_coroutines_are_not_delayed_either(private_redis: RedisServer, make_breakers: MakeBreakers) -> None:
     breakers = make_breakers(private_redis.url())
     assert call(breakers).is_shared
     delays: list[float] = []
-    gaps: list[float] = []
 
     async def body() -> None:
         began = time.monotonic()
@@ -179,21 +183,35 @@ def test_coroutines_are_not_delayed_either_nor_is_their_loop(
             pass
         delays.append(time.monotonic() - began)
 
-    async def tick() -> None:
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(0.01)
-            gaps.append(time.monotonic() - began)
-
     async def fifty_at_once() -> None:
-        ticking = asyncio.create_task(tick())
         await asyncio.gather(*(body() for _ in range(50)))
-        ticking.cancel()
 
-    with frozen(private_redis.pid):
+    with hurried(), frozen(private_redis.pid):
         asyncio.run(fifty_at_once())
     assert max(delays) < LONGEST_DELAY_SECONDS
-    assert max(gaps) < 0.3, "the loop itself never waits for Redis"
+
+
+def test_an_event_loop_never_waits_for_redis(private_redis: RedisServer, make_breakers: MakeBreakers) -> None:
+    """It goes on while its coroutines wait: only then is Redis thawed here, in time for them."""
+    breakers = make_breakers(private_redis.url())
+    assert call(breakers).is_shared
+
+    async def ask(number: int) -> bool:
+        admission = await breakers.admit_async("search", POLICY, token=f"t{number}")
+        return admission.is_shared
+
+    async def tick_and_thaw() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        os.kill(private_redis.pid, signal.SIGCONT)
+
+    async def fifty_at_once() -> list[bool]:
+        asking = [asyncio.create_task(ask(number)) for number in range(50)]
+        await tick_and_thaw()
+        return await asyncio.gather(*asking)
+
+    with frozen(private_redis.pid):
+        assert asyncio.run(fifty_at_once()) == [True] * 50
 
 
 def test_redis_flushed_starts_closed_and_breaks_nothing(
@@ -257,7 +275,7 @@ def test_a_circuit_that_redis_last_knew_as_open_is_open_for_a_process_without_re
     private_redis.stop()
     refused = call(breakers)
     assert (refused.verdict, refused.is_shared) == (Verdict.REFUSED, False)
-    assert refused.wait_seconds == pytest.approx(60, abs=5)
+    assert refused.wait_seconds is not None and 20 < refused.wait_seconds <= 60
     assert refused.reason == "failures in a row: 3 (http:503)"
 
 
@@ -273,19 +291,17 @@ def test_outcomes_that_redis_cannot_be_told_of_count_for_the_process(
 
 
 def test_a_probe_of_a_lone_process_is_the_only_one_and_is_renewed(make_breakers: MakeBreakers) -> None:
-    policy = replace(POLICY, open_base_seconds=0.05, open_cap_seconds=0.05)
-    breakers = make_breakers(None, probe_seconds=0.6)
+    breakers = make_breakers(None, probe_seconds=60)
+    clock = ServerClock(breakers)
     for _ in range(3):
-        call(breakers, DOWN, policy)
-    probe = wait_until(
-        lambda: next((each for each in [breakers.admit("search", policy, token="first")] if each.is_admitted), None),
-        "the open time is over",
-    )
-    assert probe is not None and probe.is_probe
+        call(breakers, DOWN)
+    clock.skip(60)
+    probe = breakers.admit("search", POLICY, token="first")
+    assert probe.is_probe
     for _ in range(9):
-        threading.Event().wait(0.1)
+        clock.skip(10)
         breakers.renew(["first"])
-        assert not breakers.admit("search", policy, token="second").is_admitted
+        assert not breakers.admit("search", POLICY, token="second").is_admitted
     breakers.report(probe, SUCCESS)
     assert call(breakers).verdict is Verdict.ADMITTED
 
@@ -342,7 +358,7 @@ def test_a_name_server_that_hangs_delays_nobody(
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     breakers = make_breakers("redis://:secret@redis.invalid:6379/0")
     try:
-        with traffic(breakers) as seen:
+        with hurried(), traffic(breakers) as seen:
             wait_until(lambda: len(seen.admissions) > 200, "calls are made")
         assert seen.longest_seconds < LONGEST_DELAY_SECONDS
         assert len(asked) == 1, "one thread waits for the name, not one for each call"
@@ -371,22 +387,28 @@ def test_a_server_that_cannot_write_is_as_good_as_away(
     assert "OOM" in caplog.text or "maxmemory" in caplog.text
 
 
+@pytest.mark.usefixtures("asks_each_time")
 def test_a_slow_server_takes_no_more_than_its_time_from_admission_and_report_together(
-    private_redis: RedisServer, make_breakers: MakeBreakers
+    private_redis: RedisServer, make_breakers: MakeBreakers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers the admission late but in time, and would take as long for the report."""
+    """It answers the admission late but in time; the report is given what that has left."""
     breakers = make_breakers(private_redis.url())
     assert call(breakers).is_shared
-    for _ in range(3):
-        os.kill(private_redis.pid, signal.SIGSTOP)
+    limits: list[float] = []
+    report = CircuitScripts.report
+
+    def note(self: CircuitScripts, *outcome: Any, limit_seconds: float, **of_call: Any) -> Answer:
+        limits.append(limit_seconds)
+        return report(self, *outcome, limit_seconds=limit_seconds, **of_call)
+
+    monkeypatch.setattr(CircuitScripts, "report", note)
+    with frozen(private_redis.pid):
         thaw = threading.Timer(0.3, os.kill, (private_redis.pid, signal.SIGCONT))
         thaw.start()
-        began = time.monotonic()
         admission = breakers.admit("search", POLICY, token="t")
-        asked = time.monotonic() - began
         thaw.join()
-        with frozen(private_redis.pid):
-            began = time.monotonic()
-            breakers.report(admission, SUCCESS)
-            assert asked + time.monotonic() - began < LONGEST_DELAY_SECONDS
-        wait_until(is_back(breakers), "the store is back", BACK_SECONDS)
+    assert admission.is_shared and admission.spent_seconds > 0.2
+    breakers.report(admission, SUCCESS)
+    assert limits == [PATIENT_SECONDS - admission.spent_seconds]
+    breakers.report(replace(admission, spent_seconds=PATIENT_SECONDS), SUCCESS)
+    assert limits[1:] == [LEAST_REPORT_SECONDS]

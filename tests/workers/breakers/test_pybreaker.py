@@ -6,6 +6,7 @@ A pybreaker that mends one of its own traps makes a test here fail; then what we
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from paidonce_models.errors import CircuitOpen
 from paidonce_workers.breakers import CircuitBreakers, CircuitState
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.conftest import MakeBreakers
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 POLICY = BreakerPolicy(consecutive_failures=3, open_base_seconds=60)
 
@@ -59,12 +62,10 @@ def trip(call_down: Callable[[], object], times: int) -> None:
             call_down()
 
 
-def seconds_of_ten_threads(call: Callable[[], object]) -> float:
-    began = time.monotonic()
+def in_ten_threads(call: Callable[[], object]) -> None:
     with ThreadPoolExecutor(10) as pool:
         for done in [pool.submit(call) for _ in range(10)]:
             done.result()
-    return time.monotonic() - began
 
 
 # -- what we lean on -------------------------------------------------------------------
@@ -102,8 +103,11 @@ def test_our_states_have_pybreakers_names() -> None:
 def test_no_lock_is_held_during_the_call(ours: CircuitBreakers) -> None:
     theirs = pybreaker.CircuitBreaker()
     call(ours, nothing)  # the first connection
-    assert seconds_of_ten_threads(lambda: theirs.call(time.sleep, 0.1)) >= 1.0
-    assert seconds_of_ten_threads(lambda: call(ours, lambda: time.sleep(0.2))) < 1.0
+    began = time.monotonic()
+    in_ten_threads(lambda: theirs.call(time.sleep, 0.02))
+    assert time.monotonic() - began >= 0.2, "one after the other"
+    all_inside = threading.Barrier(10, timeout=60)
+    in_ten_threads(lambda: call(ours, all_inside.wait))
 
 
 def test_an_async_function_is_guarded_while_it_runs(ours: CircuitBreakers) -> None:

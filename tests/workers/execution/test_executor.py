@@ -455,6 +455,36 @@ def test_a_step_taken_on_in_a_commit_whose_answer_was_lost_is_gone_on_with(
     assert [attempt.outcome for attempt in stand.attempts(run_id, 2)] == ["accepted"]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_runs_first_step_is_claimed_in_the_commit_of_its_advance_even_if_its_response_was_lost(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    worker = stand.worker(executes_paid, paid)
+    without_waiting(worker, monkeypatch)
+    run_id = stand.submit(executes_paid, {"number": 1})
+    turn: EagerExecution[None] = EagerExecution(may_take=lambda queue, task: True, seconds=60.0)
+    token = current_eager_execution.set(turn)
+    try:
+        with monkeypatch.context() as patch:
+            if lost:
+                patch.setattr(stand.database, "transact", losing_answers(stand.database, 1))
+            [message] = stand.publisher.take()
+            worker.serve(message)
+        kept = turn.take()
+        assert kept is not None and kept.claim is not None
+        assert (kept.claim.position, kept.claim.attempt) == (1, 1)
+        assert stand.publisher.take() == []
+        assert stand.column("attempts", "claimed_at_us", run_id) == kept.claim.claimed_at_us
+        while kept is not None:
+            worker.serve(kept.message)
+            kept = turn.take()
+    finally:
+        current_eager_execution.reset(token)
+    assert stand.run(run_id).result == b"6"
+    assert ran == [1, 2]
+    assert [attempt.outcome for attempt in stand.attempts(run_id, 1)] == ["accepted"]
+
+
 def test_a_claim_is_not_found_in_doubt_while_its_completion_waits_for_the_store(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.steps.claims import Claim, claim_step
 from paidonce_models.store.steps.leases import LeaseKey
 from paidonce_workers.bodies.interrupt import Reason
-from paidonce_workers.isolation.messages import TELL_SECONDS
+from paidonce_workers.isolation.frames import FrameWriter
 from tests.services.waiting import wait_until
 from tests.workers import deadly_steps
 from tests.workers.stand import LEASE_SECONDS, Stand
@@ -71,8 +70,16 @@ def dies() -> None:
 
 @step(name="isolated.spends_and_dies")
 def spends_and_dies() -> None:
+    told, write = threading.Event(), FrameWriter.write
+
+    def write_once(self: FrameWriter, content: bytes) -> None:
+        write(self, content)
+        told.set()
+        threading.Event().wait()
+
+    FrameWriter.write = write_once  # type: ignore[method-assign]
     record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.003")
-    time.sleep(TELL_SECONDS * 1.5)
+    assert told.wait(60)
     record_usage(None, provider="p", model="m", input_tokens=7, output_tokens=1, cost_usd="0.004")
     os.kill(os.getpid(), signal.SIGKILL)
 

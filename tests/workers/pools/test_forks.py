@@ -15,7 +15,7 @@ from tests.acceptance.site import Site
 pytestmark = pytest.mark.slow
 
 MODULE = "tests.workers.forking_agents"
-RUN_SECONDS = 30
+RUN_SECONDS = 110
 
 EXPECTED: dict[str, Any] = {
     "exits": 7,
@@ -49,7 +49,7 @@ def site_on_postgresql(tmp_path: Path, postgres_database: str) -> Iterator[Site]
     made.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 @pytest.mark.parametrize("store", ["site", pytest.param("site_on_postgresql", marks=pytest.mark.service)])
 def test_what_a_step_forks_is_no_part_of_the_worker(store: str, pool: str, request: pytest.FixtureRequest) -> None:
@@ -68,7 +68,7 @@ def test_what_a_step_forks_is_no_part_of_the_worker(store: str, pool: str, reque
     assert worker.process.poll() is None
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_prefork_children_on_sqlite_are_replaced_under_load(site: Site) -> None:
     """The parent's heartbeat and sweeper are in SQLite again and again while it forks."""
     site.worker(MODULE, arguments=("-P", "prefork", "-c", "3", "--max-tasks-per-child", "2"), turn_seconds="0")

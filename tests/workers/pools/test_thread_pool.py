@@ -21,7 +21,7 @@ from paidonce_workers.process.worker_parts import WorkerParts
 from paidonce_workers.startup.worker_program import choose_pool, pool_for
 from tests.services import fork_server
 from tests.services.fork_server import ForkedProcess
-from tests.services.waiting import wait_until
+from tests.services.waiting import PATIENCE, wait_until
 
 # A worker that is only looked at, by whoever runs the tests.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::celery.exceptions.SecurityWarning")]
@@ -99,11 +99,13 @@ class ToyWorker:
     def wait_for_end(self, seconds: float) -> int:
         assert self.process is not None
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(PATIENCE * seconds)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # prints what each thread does
             self.process.wait(5)
-            raise AssertionError(f"the worker did not end within {seconds} s:\n{self.printed()[-6000:]}") from None
+            raise AssertionError(
+                f"the worker did not end within {PATIENCE * seconds} s:\n{self.printed()[-6000:]}"
+            ) from None
 
     def messages_waiting(self) -> int:
         """How many messages are ready in the queue (none are counted that a worker holds)."""

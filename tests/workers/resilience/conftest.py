@@ -9,8 +9,17 @@ import pytest
 
 from paidonce.policies import describe_failure
 from paidonce_workers.breakers import CircuitBreakers
+from paidonce_workers.resilience import attempt_circuits
 from tests.services.valkey import RedisServer
+from tests.workers.breakers.conftest import PATIENT_SECONDS, ServerClock, be_patient
 from tests.workers.stand import Stand
+
+
+@pytest.fixture(autouse=True)
+def patient_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's Redis is not away."""
+    be_patient(monkeypatch)
+    monkeypatch.setattr(attempt_circuits, "LONGEST_REPORT_SECONDS", PATIENT_SECONDS)
 
 
 @pytest.fixture
@@ -27,3 +36,9 @@ def breakers(redis_server: RedisServer) -> Iterator[CircuitBreakers]:
     )
     yield made
     made.close()
+
+
+@pytest.fixture
+def server_clock(breakers: CircuitBreakers) -> ServerClock:
+    """The clock of those circuits, for a test that lets their time pass."""
+    return ServerClock(breakers)

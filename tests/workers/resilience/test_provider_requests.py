@@ -23,6 +23,7 @@ from paidonce_workers.capture import capturing
 from paidonce_workers.resilience import AttemptCircuits
 from tests.services.valkey import RedisServer
 from tests.services.waiting import wait_until
+from tests.workers.breakers.conftest import ServerClock
 from tests.workers.stand import Stand, StandWorker
 
 ANSWER = {
@@ -38,7 +39,7 @@ WATCHED = parse_policies(f"targets: {{'{CIRCUIT}': {{breaker: {{consecutive_fail
 """Without it nobody watches the circuit of a provider that no step declares."""
 QUICK = parse_policies(
     "targets:\n"
-    f"  '{CIRCUIT}': {{breaker: {{consecutive_failures: 2, open_for: {{base: 200ms, cap: 200ms, jitter: 0}}}}}}\n"
+    f"  '{CIRCUIT}': {{breaker: {{consecutive_failures: 2, open_for: {{base: 60s, cap: 60s, jitter: 0}}}}}}\n"
     "  llm.persistent: {retry: {base: 100ms, cap: 100ms}}\n",
     "paidonce.yaml",
 )
@@ -237,21 +238,20 @@ def test_one_found_open_in_mid_step_short_circuits_it_and_its_spend_is_kept(
 
 @pytest.mark.parametrize("how", ["declared", "learned"])
 def test_a_probe_of_a_provider_does_not_use_up_a_steps_tries(
-    stand: Stand, breakers: CircuitBreakers, model: Model, how: str
+    stand: Stand, breakers: CircuitBreakers, server_clock: ServerClock, model: Model, how: str
 ) -> None:
     """Neither of these steps has a second try."""
     worker = stand.worker(*AGENTS, breakers=breakers, book=QUICK)
     sweeper = stand.sweeper(breakers=breakers)
     run(stand, worker, model, how)  # what it calls can be learned
-    breakers.force_open(CIRCUIT, for_seconds=0.01)
-    time.sleep(0.02)
+    breakers.force_open(CIRCUIT, for_seconds=0)
     model.statuses[:] = [503] * 3
     run_id = run(stand, worker, model, how)
     for probes in (1, 2, 3):
         assert stand.run(run_id).state is RunState.PARKED
         assert len(stand.attempts(run_id)) == probes
         circuit_is(breakers, CircuitState.OPEN)
-        time.sleep(0.3)  # longer than it stays open
+        server_clock.skip(60)
         stand.pass_time(60)
         sweeper.sweep()
         stand.serve(worker)
@@ -261,7 +261,7 @@ def test_a_probe_of_a_provider_does_not_use_up_a_steps_tries(
 
 
 def test_a_run_whose_last_try_opens_its_providers_circuit_sleeps_with_the_others(
-    stand: Stand, breakers: CircuitBreakers, model: Model
+    stand: Stand, breakers: CircuitBreakers, server_clock: ServerClock, model: Model
 ) -> None:
     worker = stand.worker(*AGENTS, breakers=breakers, book=QUICK)
     sweeper = stand.sweeper(breakers=breakers)
@@ -272,7 +272,7 @@ def test_a_run_whose_last_try_opens_its_providers_circuit_sleeps_with_the_others
         worker.deadlines.fall_due()
         stand.pass_time(0.5)
     assert (stand.run(run_id).state, model.requests) == (RunState.PARKED, 2)
-    time.sleep(0.3)
+    server_clock.skip(60)
     stand.pass_time(60)
     sweeper.sweep()
     stand.serve(worker)
@@ -308,8 +308,9 @@ def test_a_clients_own_error_around_it_is_seen_through(stand: Stand, breakers: C
 def test_a_request_that_is_a_probe_keeps_its_place_while_it_lasts(stand: Stand, redis_server: RedisServer) -> None:
     """However long: the heartbeat renews it, as it does the probes of inline tools."""
     breakers = CircuitBreakers(
-        redis_server.url(), namespace=f"test-{uuid.uuid4().hex[:12]}", classify=describe_failure, probe_seconds=0.6
+        redis_server.url(), namespace=f"test-{uuid.uuid4().hex[:12]}", classify=describe_failure, probe_seconds=60
     )
+    server_clock = ServerClock(breakers)
     try:
         circuits = stand.worker(*AGENTS, breakers=breakers, book=WATCHED).circuits
         attempt = AttemptCircuits(circuits, learned, circuits.no_gate, inline_retry_seconds=0)
@@ -318,7 +319,7 @@ def test_a_request_that_is_a_probe_keeps_its_place_while_it_lasts(stand: Stand, 
         breakers.force_open(CIRCUIT, 0)
         request.begin()
         for _ in range(9):
-            threading.Event().wait(0.1)
+            server_clock.skip(10)
             breakers.renew()
             assert not breakers.admit(CIRCUIT, BreakerPolicy(), token="another").is_admitted
         request.answered(200, {})

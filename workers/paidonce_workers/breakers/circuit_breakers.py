@@ -9,6 +9,7 @@ heartbeat calls ``renew``; ``subscribe`` registers a listener that records state
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self, TypeVar
 
@@ -110,7 +111,8 @@ class CircuitBreakers(Decider):
 
     def _move_by_hand(self, circuit: str, act: Callable[[CircuitScripts], Answer]) -> None:
         """Move a circuit for the whole fleet, and wait until listeners know. Raises ``CircuitStoreUnreachable``."""
-        self._hear(circuit, self._by_hand(act), is_shared=True)
+        began = time.monotonic()
+        self._hear(circuit, self._by_hand(act), is_shared=True, at_seconds=began)
         self._announcer.wait_until_told(BY_HAND_SECONDS)
 
     def _by_hand(self, act: Callable[[CircuitScripts], T]) -> T:

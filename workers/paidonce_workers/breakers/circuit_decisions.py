@@ -1,10 +1,13 @@
 """``Decider``: finds out whether a call may be made, and passes on how it ended.
 
 Redis decides for the whole fleet (``circuit_scripts``); while Redis is away, this process decides alone
-(``without_redis``). Owns that choice and the time limit
-behind it: ``admit`` and ``report`` together take at most ``LIMIT_SECONDS`` of a call. When Redis goes away, a circuit
-that it last reported as open stays open in this process too; all others start closed. When Redis responds again about a
-circuit, this process drops its own counts for it.
+(``without_redis``). A circuit that Redis has just called closed counts as closed for a quarter of a second: so long may
+calls of other processes still be permitted after it has opened. Whatever is not closed is asked about each time, so
+that a probe has its place in the whole fleet, and so are circuits whose policy refuses all calls while Redis is away.
+Every outcome is reported at once. Owns that choice and the time limit behind it: ``admit`` and ``report`` together take
+at most ``LIMIT_SECONDS`` of a call. When Redis goes away, a circuit that it last reported as open stays open in this
+process too; all others start closed. When Redis responds again about a circuit, this process drops its own counts for
+it.
 
 Callers run in threads that may be interrupted at any bytecode. Code in here is not interrupted
 (``interrupts_deferred``), and takes no longer than that limit. A forked process starts with its own connections and
@@ -45,6 +48,8 @@ SETTING: Final = "PAIDONCE_REDIS_URL"
 LIMIT_SECONDS: Final = 0.35
 """Of the promised half second; the rest allows a busy machine to notice late that the time is over."""
 LEAST_REPORT_SECONDS: Final = 0.05
+CLOSED_SECONDS: Final = 0.25
+"""For how long a circuit that Redis has called closed needs not be asked for again."""
 THREADS_FOR_COROUTINES: Final = 4
 
 Listener = Callable[[CircuitChange], None]
@@ -99,7 +104,7 @@ class Decider:
         self._executor = ThreadPoolExecutor(THREADS_FOR_COROUTINES, thread_name_prefix="paidonce-breakers")
         self._probes = ProbesUnderWay()
         self._seen: dict[str, tuple[Answer, float]] = {}
-        """The last response of Redis about each circuit, and when by the monotonic clock."""
+        """The last response of Redis about each circuit, and when it was asked, by the monotonic clock."""
         self._states: dict[str, CircuitState] = {}
         """The last known state, whoever decided."""
         self._alone: dict[str, CircuitAlone] = {}
@@ -111,10 +116,17 @@ class Decider:
     def admit(self, circuit: str, policy: BreakerPolicy, *, token: str, owner: object = None) -> Admission:
         """Request permission for one call before it is made. A permitted call must be reported.
 
+        Makes no request if Redis has said within the last ``CLOSED_SECONDS`` that the circuit is closed.
+
         ``token`` identifies the call. A probe is renewed as long as its ``owner`` is alive; without an owner, while
         ``renew`` is called with its token. Never raises; takes at most 0.35 s, whatever Redis does.
         """
         began = time.monotonic()
+        known = self._known_closed(circuit, began) if policy.when_store_down == "allow" else None
+        if known is not None:
+            return Admission(
+                circuit=circuit, policy=policy, token=token, answer=known, is_shared=True, spent_seconds=0.0
+            )
         answer = self._try(
             lambda shared: shared.admit(
                 circuit, policy, token=token, token_us=self._probe_us, limit_seconds=LIMIT_SECONDS
@@ -126,7 +138,7 @@ class Decider:
             answer = self._refused()
         elif answer is None:
             answer = self._without_redis(circuit, policy).admit(policy, token=token, token_us=self._probe_us)
-        self._hear(circuit, answer, is_shared)
+        self._hear(circuit, answer, is_shared, began)
         admission = Admission(
             circuit=circuit,
             policy=policy,
@@ -166,6 +178,7 @@ class Decider:
         epoch, token, chance = admission.answer.epoch, admission.token, self._chance()
         limit_seconds = max(LEAST_REPORT_SECONDS, LIMIT_SECONDS - admission.spent_seconds)
         answer: Answer | None = None
+        began = time.monotonic()
         if admission.is_shared:
             answer = self._try(
                 lambda shared: shared.report(
@@ -177,13 +190,13 @@ class Decider:
                 )
             )
         if answer is not None:
-            self._hear(circuit, answer, is_shared=True)
+            self._hear(circuit, answer, is_shared=True, at_seconds=began)
         elif not admission.is_shared or (outcome.effect is not Effect.NEUTRAL and policy.when_store_down == "allow"):
             # An outcome that Redis could not be told still counts in this process.
             known = None if admission.is_shared else epoch
             alone = self._without_redis(circuit, policy)
             answer = alone.report(policy, outcome, epoch=known, token=token, chance=chance)
-            self._hear(circuit, answer, is_shared=False)
+            self._hear(circuit, answer, is_shared=False, at_seconds=began)
 
     @interrupts_deferred
     def report_soon(self, admission: Admission, outcome: Outcome) -> Future[None]:
@@ -261,12 +274,24 @@ class Decider:
             found = self._alone.setdefault(circuit, made)
         return found
 
-    def _hear(self, circuit: str, answer: Answer, is_shared: bool) -> None:
-        """Remember the state of the circuit, and tell listeners of a move that this request made."""
+    def _known_closed(self, circuit: str, at_seconds: float) -> Answer | None:
+        """What Redis has just said, if that was "closed" and it has been there since."""
+        answer, heard_at_seconds = self._seen.get(circuit, (None, 0.0))
+        if answer is None or answer.state is not CircuitState.CLOSED or circuit in self._alone:
+            return None
+        if at_seconds - heard_at_seconds >= CLOSED_SECONDS:
+            return None
+        return Answer(verdict=Verdict.ADMITTED, state=CircuitState.CLOSED, epoch=answer.epoch, now_us=answer.now_us)
+
+    def _hear(self, circuit: str, answer: Answer, is_shared: bool, at_seconds: float) -> None:
+        """Remember the state of the circuit, and tell listeners of a move that this request made.
+
+        ``at_seconds``: when Redis was asked, by the monotonic clock.
+        """
         self._states[circuit] = answer.state
         if is_shared:
             self._alone.pop(circuit, None)
-            self._seen[circuit] = (answer, time.monotonic())
+            self._seen[circuit] = (answer, at_seconds)
         if answer.transition is not None:
             change = CircuitChange.of(circuit, answer, answer.transition, is_shared=is_shared)
             self._announcer.tell(partial(self._tell, change))

@@ -1,4 +1,4 @@
-"""Writes a completion and, in the same commit, claims the next step for the same thread.
+"""Writes a completion or an advance and, in the same commit, claims the next step for the same thread.
 
 Owns the gates of steps that are claimed this way: their circuits were asked before the commit, and the gates are
 registered or released with the claim.
@@ -27,7 +27,7 @@ from paidonce_workers.resilience import Gate, StepCircuits
 
 
 class Completions:
-    """The completions of one process. Thread-safe."""
+    """The completions and advances of one process. Thread-safe."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Completions:
         """
         claim = completion.claim
         asked: list[Gate] = []
-        eager_claim = None if eager is None else self._eager_claim(eager, claim.agent, asked)
+        eager_claim = None if eager is None else self._eager_claim(eager, asked)
         tries = itertools.count(1)
 
         def act() -> AdvanceResult:
@@ -73,9 +73,31 @@ class Completions:
                 result.claim = self._own.take_in_doubt(claim.run_id)
             return result
 
+        return self._until_done(act, f"the completion of step {claim.position} of run {claim.run_id}", asked)
+
+    def advance(self, run_id: str, eager: EagerExecution[Any] | None) -> AdvanceResult:
+        """Advance the run and, with ``eager``, claim the step that this thread executes next.
+
+        Waits for a store that is away.
+        """
+        asked: list[Gate] = []
+        eager_claim = None if eager is None else self._eager_claim(eager, asked)
+        tries = itertools.count(1)
+
+        def act() -> AdvanceResult:
+            again = next(tries) > 1
+            result = self._advancer.advance(run_id, eager_claim)
+            result.claim = self._own.take(result.claim)
+            if again and eager_claim is not None and result.claim is None:
+                result.claim = self._own.take_in_doubt(run_id)
+            return result
+
+        return self._until_done(act, f"run {run_id}", asked)
+
+    def _until_done(self, act: Callable[[], AdvanceResult], what: str, asked: list[Gate]) -> AdvanceResult:
         taken: Claim | None = None
         try:
-            result = self._store_waits.until_done(act, f"the completion of step {claim.position} of run {claim.run_id}")
+            result = self._store_waits.until_done(act, what)
             taken = result.claim
             return result
         finally:
@@ -84,13 +106,13 @@ class Completions:
             for gate in asked:
                 gate.release()
 
-    def _eager_claim(self, eager: EagerExecution[Any], agent: str, asked: list[Gate]) -> EagerClaim:
+    def _eager_claim(self, eager: EagerExecution[Any], asked: list[Gate]) -> EagerClaim:
         """Request the claim of the next step in the commit, if this thread may execute it and no circuit is open.
 
         The gates that permitted it are added to ``asked``; the last one is that of the step that is claimed.
         """
 
-        def may_take(step: NewStep) -> bool:
+        def may_take(step: NewStep, agent: str) -> bool:
             if not eager.may_go_on_with(step.queue, step.name):
                 return False
             gate = self._circuits.ask(step.name, agent)

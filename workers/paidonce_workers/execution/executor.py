@@ -224,9 +224,12 @@ class Executor:
 
     def advance(self, run_id: str) -> AdvanceResult:
         """One delivery of an advance message."""
-        result = self._waiting_for_store(lambda: self._advancer.advance(run_id), f"run {run_id}")
+        eager = current_eager_execution.get()
+        result = self._completions.advance(run_id, eager)
         if result.outcome is Advanced.NO_RUN:
             self._foreign.note(run_id)
+        if eager is not None and result.claim is not None:
+            eager.keep_claim(result.claim)
         self._publish_what_follows(result.messages)
         self._local_schedule.wake_run(run_id, result.wake_at_us)
         return result

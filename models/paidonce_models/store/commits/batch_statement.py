@@ -168,7 +168,7 @@ _EVERYTHING: Final = ~Part.CALLS
 
 
 def commit_items(execute: Execute, items: Sequence[Item]) -> set[str]:
-    """Commit items; returns the keys of those that are committed, of the others nothing is written.
+    """Commit items; returns the keys of those that are committed, which know when. Of the others nothing is written.
 
     Of one run there is either one exclusive item or any number of others. Raises what ``execute`` raises; a division by
     zero has undone everything.
@@ -185,7 +185,11 @@ def commit_items(execute: Execute, items: Sequence[Item]) -> set[str]:
         f"[{','.join(item.payloads for item in given if item.payloads)}]",
         f"[{','.join(item.steps for item in given if item.steps)}]",
     ]
-    return {row[0] for row in execute(statement_for(parts, alone=alone, is_one=len(items) == 1), parameters)}
+    rows = execute(statement_for(parts, alone=alone, is_one=len(items) == 1), parameters)
+    committed: dict[str, int] = dict(rows)
+    for item in items:
+        item.committed_at_us = committed.get(item.key, item.committed_at_us)
+    return set(committed)
 
 
 @lru_cache(maxsize=256)
@@ -216,7 +220,7 @@ def statement_for(parts: Part, *, alone: bool, is_one: bool) -> str:
     )
     misses = " + ".join(f"abs({miss})" for miss in _misses(parts, moved))
     return (
-        f"WITH {', '.join(clauses)} SELECT key FROM passed "
+        f"WITH {', '.join(clauses)} SELECT key, now_us FROM passed "
         f"WHERE 1 / (CASE WHEN {misses} = 0 THEN 1 ELSE 0 END) = 1{unused}"
     )
 

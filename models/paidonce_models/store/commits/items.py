@@ -55,6 +55,7 @@ class Item:
 
     __slots__ = (
         "_bell",
+        "committed_at_us",
         "encoded",
         "error",
         "has_left",
@@ -87,6 +88,8 @@ class Item:
             self.payloads = ",".join(_payload(self.key, record["space"], row) for row in payloads)
             self.steps = ",".join(_step(run_id, step) for step in steps)
             self.size = len(self.encoded) + len(self.payloads) + len(self.steps)
+        self.committed_at_us = 0
+        """By the store's clock."""
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         self.thread = 0
@@ -182,17 +185,25 @@ def together_item(
         if end.result is not None:
             rows += end.result.rows
             record["run_result"] = end.result.root_id
-    elif taken is not None and claimant is not None:
-        parts |= Part.CLAIM
-        record |= {"taken": taken.position, "holder": claimant.worker, "lease_us": claimant.lease_us}
+    parts |= _claimed(record, taken, claimant)
     return Item(head.id, parts, record, rows, progress.new_steps)
 
 
-def advance_item(head: RunHead, progress: Progress) -> Item:
-    """An advance by itself."""
+def advance_item(
+    head: RunHead, progress: Progress, *, taken: NewStep | None = None, claimant: Claimant | None = None
+) -> Item:
+    """An advance by itself, with the claim of the new step ``taken``."""
     rows = [row for step in progress.new_steps for row in step.arguments.rows]
     record = {"run": head.id, "space": head.namespace} | _consumed(head, progress)
-    return Item(head.id, Part.ADVANCE, record, rows, progress.new_steps)
+    parts = Part.ADVANCE | _claimed(record, taken, claimant)
+    return Item(head.id, parts, record, rows, progress.new_steps)
+
+
+def _claimed(record: dict[str, object], taken: NewStep | None, claimant: Claimant | None) -> Part:
+    if taken is None or claimant is None:
+        return Part.NOTHING
+    record |= {"taken": taken.position, "holder": claimant.worker, "lease_us": claimant.lease_us}
+    return Part.CLAIM
 
 
 def _completed(completion: Completion, recorded_at_us: int | None) -> dict[str, object]:

@@ -159,7 +159,9 @@ def complete_with_progress(
     The new step ``taken`` is claimed for ``claimant`` at once; it needs no message.
     """
     claim = completion.claim
-    messages = write_progress(connection, head, progress, completed=claim.position)
+    messages, _ = advance_and_claim(
+        connection, head, progress, completed=claim.position, taken=taken, claimant=claimant
+    )
     if messages is None:
         return Acceptance.OVERTAKEN, []
     if not _end_step(connection, completion):
@@ -167,20 +169,38 @@ def complete_with_progress(
     _write_event(connection, completion, progress.to_seq, recorded_at_us)
     _end_attempt(connection, completion)
     _settle_money(connection, completion)
-    if taken is not None and claimant is not None:
-        position = taken.position
-        lease = take_lease(
-            connection,
-            namespace=claimant.namespace,
-            run_id=head.id,
-            position=position,
-            worker=claimant.worker,
-            lease_us=claimant.lease_us,
-        )
-        if lease is None:  # the caller took a step that this advance cancels, or a budget was set meanwhile
-            return Acceptance.OVERTAKEN, []
-        messages = [each for each in messages if not (isinstance(each, StepMessage) and each.position == position)]
     return Acceptance.ACCEPTED, messages
+
+
+def advance_and_claim(
+    connection: Connection,
+    head: RunHead,
+    progress: Progress,
+    *,
+    completed: int | None = None,
+    taken: NewStep | None = None,
+    claimant: Claimant | None = None,
+) -> tuple[list[Message] | None, int]:
+    """Write an advance, with the claim of the new step ``taken``; returns the messages and when it was claimed.
+
+    Messages ``None`` require the caller to roll back.
+    """
+    messages = write_progress(connection, head, progress, completed=completed)
+    if messages is None or taken is None or claimant is None:
+        return messages, 0
+    position = taken.position
+    lease = take_lease(
+        connection,
+        namespace=claimant.namespace,
+        run_id=head.id,
+        position=position,
+        worker=claimant.worker,
+        lease_us=claimant.lease_us,
+    )
+    if lease is None:  # the caller took a step that this advance cancels, or a budget was set meanwhile
+        return None, 0
+    others = [each for each in messages if not (isinstance(each, StepMessage) and each.position == position)]
+    return others, lease.claimed_at_us
 
 
 def complete_alone(connection: Connection, completion: Completion) -> Acceptance:
