@@ -78,8 +78,8 @@ class Item:
         steps: Sequence[NewStep],
     ) -> None:
         self.run_id = run_id
-        self.key = record["key"] = f"{run_id}/{record.get('place', '')}"
-        """Tells it from the other items of a batch."""
+        self.key = record["key"] = f"{run_id}/{record.get('place', '')}/{record.get('number', '')}"
+        """Tells it from the other items of a batch; a zombie and its step's next attempt may be in the same."""
         self.parts = parts | (Part.PAYLOADS if payloads else Part.NOTHING) | (Part.STEPS if steps else Part.NOTHING)
         self.encoded = self.payloads = self.steps = ""
         self.size = sum(len(row.inline) for row in payloads)

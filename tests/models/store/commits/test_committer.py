@@ -24,10 +24,11 @@ from paidonce_models.store.commits import committer as module
 from paidonce_models.store.commits.batch_statement import commit_items
 from paidonce_models.store.commits.committer import MOST_ITEMS, Committer
 from paidonce_models.store.commits.items import LARGE_BYTES, Item, advance_item, completion_item, together_item
+from paidonce_models.store.recovery.lost_steps import reclaim_step
 from paidonce_models.store.runs.advancing import Progress
 from paidonce_models.store.runs.runs_head import RunHead
 from paidonce_models.store.steps.claims import Claim, claim_step
-from tests.models.stored_runs import LEASE_US, NAMESPACE, Store, failure, succeeded, success
+from tests.models.stored_runs import LEASE_US, NAMESPACE, Store, failure, key_of, succeeded, success
 from tests.services.postgres import fresh_database
 from tests.services.waiting import wait_until
 
@@ -142,6 +143,19 @@ def test_steps_of_one_run_that_end_at_once_are_one_batch(store: Store, database:
     assert database.sizes == [1, 9]
     assert accepted(store) == 10
     assert store.row(f"SELECT last_seq, consumed_seq FROM runs WHERE id = '{run_id}'") == (10, 1)
+
+
+def test_a_zombie_beside_its_steps_next_attempt_in_one_batch_is_refused(store: Store, database: GatedDatabase) -> None:
+    run_id = store.running()
+    zombie = store.claimed(run_id)
+    store.transact(reclaim_step, key_of(zombie), why="dead", alone=False, anyway=True)
+    fresh = store.claimed(run_id, worker="w2")
+    items = [completion_item(success(each)) for each in (claims(store, 1)[0], zombie, fresh)]
+    together = Together(database, items)
+    assert together.outcomes() == [True, False, True]
+    assert database.sizes == [1, 2]
+    attempts = store.rows(f"SELECT number, outcome FROM attempts WHERE run_id = '{run_id}' ORDER BY number")
+    assert [tuple(row) for row in attempts] == [(1, "lost"), (2, "accepted")]
 
 
 def test_an_advance_is_alone_of_its_run_in_a_batch_and_nothing_overtakes_it(
