@@ -179,6 +179,15 @@ def test_one_that_is_not_waited_for_or_fails_is_unknown_not_nothing(polling: Pol
     assert call.is_unpriced, "a budget says that it cannot see it"
 
 
+def test_one_that_begins_after_its_attempt_is_not_waited_for(polling: Polling) -> None:
+    told: list[bool] = []
+    polling.recorder.end(lambda: told.append(True))
+    polling.create()
+    (call,) = polling.recorder.begin_flush()
+    polling.recorder.end_flush([call], written=True)
+    assert (told, call.usage_source, call.is_unpriced) == ([True], UsageSource.MISSING, True)
+
+
 def test_a_cancelled_one_is_unknown(polling: Polling) -> None:
     polling.client.responses.cancel(polling.create().id)
     (call,) = polling.recorder.drain()

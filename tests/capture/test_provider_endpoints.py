@@ -77,6 +77,24 @@ def test_everything_else_is_left_alone(url: str) -> None:
     assert HostTable().find("POST", host, 443, path) is None
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/v1/responses/resp_1", ("resp_1", {})),
+        ("POST", "/v1/responses/resp_1/cancel", ("resp_1", {})),
+        ("GET", "/v1/batches/batch_1", ("batch_1", {"service_tier": "batch"})),  # which no answer of a batch says
+        ("POST", "/v1/batches/batch_1", None),
+        ("GET", "/v1/batches", None),
+    ],
+)
+def test_polls_are_known_by_the_work_they_ask_for(
+    method: str, path: str, found: tuple[str, dict[str, object]] | None
+) -> None:
+    poll = HostTable().find_poll(method, "api.openai.com", 443, path)
+    assert (None if poll is None else (poll.id, poll.says)) == found
+    assert HostTable().find_poll(method, "example.com", 443, path) is None
+
+
 def test_an_operators_host_speaks_what_was_said_at_the_port_that_was_said() -> None:
     settings = load_settings(
         provider_hosts="LLM.internal=openai, 127.0.0.1:4000=anthropic,127.0.0.1:4000=groq [::1]:8=google"
@@ -96,6 +114,7 @@ def test_an_operators_host_speaks_what_was_said_at_the_port_that_was_said() -> N
     assert provider("llm.internal", 9, "/v1/chat/completions") == "openai"
     assert provider("llm.internal", 443, "/v1/messages") is None
     assert provider("127.0.0.1", 4000, "/v1/messages") == "anthropic"
+    assert provider("127.0.0.1", 4000, "/v1/messages/batches") == "anthropic"
     assert provider("127.0.0.1", 4000, "/v1/chat/completions") == "groq"
     assert provider("127.0.0.1", 4001, "/v1/chat/completions") is None
     assert provider("::1", 8, "/v1beta/models/g:generateContent") == "google"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paidonce.usage.provider_hosts_setting import Api
-from paidonce_workers.capture.bounded_bytes import WHOLE_BYTES
+from paidonce_workers.capture.bounded_bytes import TAIL_BYTES, WHOLE_BYTES
 from paidonce_workers.capture.responses import Answer, DocumentReader, EventStreamReader
 from tests.capture.replies import CHAT, events
 
@@ -115,6 +115,21 @@ def test_a_large_answer_is_read_at_its_ends_and_never_held(as_event: bool) -> No
     assert (reader.answer.id, reader.answer.fields["model"]) == ("resp_1", "gpt-5")
     assert reader.answer.fields["usage"] == document["usage"]
     assert reader.answer.is_complete
+
+
+def test_the_usage_of_a_large_answer_may_stand_far_before_its_end() -> None:
+    usage = {"input_tokens": 7, "output_tokens": 2}
+    filling = {"a": "x" * (TAIL_BYTES - 1_000)}
+    document = {"id": "resp_1", "output": ["x" * WHOLE_BYTES], "usage": usage, "metadata": filling}
+    answer = read(DocumentReader(Api.OPENAI), json.dumps(document).encode(), 1_000_000)
+    assert (answer.id, answer.fields["usage"]) == ("resp_1", usage)
+
+
+def test_of_several_usages_in_a_large_answer_the_last_one_counts() -> None:
+    going = {**GEMINI, "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 1, "totalTokenCount": 11}}
+    filling = {**going, "candidates": [{"content": {"parts": [{"text": "x" * WHOLE_BYTES}]}}]}
+    answer = read(DocumentReader(Api.GOOGLE), json.dumps([filling, going, GEMINI]).encode(), 10_000)
+    assert answer.fields["usageMetadata"] == GEMINI["usageMetadata"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,27 @@ from sqlalchemy import Connection
 
 from paidonce_models.budgets import Budget, Maxima, Period, Unit
 from paidonce_models.errors import CircuitOpen
-from paidonce_models.states import RunState
+from paidonce_models.states import AttemptOutcome, RunState
+from paidonce_models.store.blocking.blocked_steps import Blocking
 from paidonce_models.store.budgets.budget_rules import set_budget
 from paidonce_models.store.budgets.budgeted_claims import claim_within_budgets
 from paidonce_models.store.budgets.spending import Spent, charge, release
-from paidonce_models.store.circuits.parked_steps import refuse_step
+from paidonce_models.store.circuits.parked_steps import (
+    ParkedKey,
+    Parking,
+    lock_run,
+    park_step,
+    refuse_step,
+    unpark_step,
+)
 from paidonce_models.store.ledger.rolling_up import roll_up
 from paidonce_models.store.runs import advancing
 from paidonce_models.store.steps.claims import Claim, claim_step
-from paidonce_models.store.steps.completion import complete_alone
+from paidonce_models.store.steps.completion import Acceptance, complete_alone
+from paidonce_models.store.steps.ending_steps import lock_step
 from paidonce_models.store.steps.leases import renew_leases
 from tests.models.deadlocks import watch_deadlocks
-from tests.models.stored_runs import LEASE_US, NAMESPACE, SECOND_US, Store, key_of, succeeded, success
+from tests.models.stored_runs import LEASE_US, NAMESPACE, SECOND_US, Store, failure, key_of, succeeded, success
 from tests.services.postgres import fresh_database
 from tests.services.waiting import wait_until
 
@@ -145,6 +155,47 @@ def test_a_step_that_is_being_claimed_is_not_refused(postgresql: Store) -> None:
         assert refused.result() is None
     assert tuple(postgresql.row("SELECT state, attempt FROM steps")) == ("running", 1)
     assert postgresql.head(run_id).last_seq == 1
+
+
+@pytest.mark.parametrize("end", ["parked", "blocked"])
+def test_an_attempt_that_stops_its_step_never_waits_crosswise_for_who_ends_it(
+    postgresql: Store, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Both lock the run first: a completion that began with its step would want the run next, for its state."""
+    deadlocks = watch_deadlocks(monkeypatch)
+    run_id = postgresql.running()
+    failed = failure(postgresql.claimed(run_id))
+    if end == "parked":
+        parking = Parking(circuit="search", retry_in_us=SECOND_US, most_us=60 * SECOND_US)
+        stopped = replace(failed, outcome=AttemptOutcome.SHORT_CIRCUITED, parking=parking)
+    else:
+        stopped = replace(failed, outcome=AttemptOutcome.BLOCKED, blocking=Blocking(reason="step_does_not_fit"))
+    with while_uncommitted(
+        postgresql,
+        lambda c: lock_run(c, run_id),
+        lambda c: complete_alone(c, stopped),
+        then=lambda c: lock_step(c, NAMESPACE, run_id, 1),
+    ) as completed:
+        assert completed.result() is Acceptance.ACCEPTED
+    assert deadlocks == []
+
+
+def test_a_step_that_is_let_go_never_waits_crosswise_for_who_ends_it(
+    postgresql: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: the run's state follows from the step's."""
+    deadlocks = watch_deadlocks(monkeypatch)
+    run_id = postgresql.running()
+    parking = Parking(circuit="search", retry_in_us=SECOND_US, most_us=60 * SECOND_US)
+    assert postgresql.transact(park_step, namespace=NAMESPACE, run_id=run_id, position=1, parking=parking)
+    with while_uncommitted(
+        postgresql,
+        lambda c: lock_run(c, run_id),
+        lambda c: unpark_step(c, ParkedKey(run_id, 1)),
+        then=lambda c: lock_step(c, NAMESPACE, run_id, 1),
+    ) as let_go:
+        assert let_go.result() is not None
+    assert deadlocks == []
 
 
 def test_a_root_ends_while_its_child_does_and_neither_waits_for_the_other(

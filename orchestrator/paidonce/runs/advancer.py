@@ -40,7 +40,7 @@ from paidonce_models.store.commits.items import (
     fits_together,
     together_item,
 )
-from paidonce_models.store.messages import Message
+from paidonce_models.store.messages import AdvanceMessage, Message
 from paidonce_models.store.runs.advancing import Progress, step_messages
 from paidonce_models.store.runs.events import Event, EventKind
 from paidonce_models.store.runs.runs_head import RunHead
@@ -106,7 +106,8 @@ class Advancer:
     def advance(self, run_id: str, eager_claim: EagerClaim | None = None) -> AdvanceResult:
         """Feed the run every event it has not consumed. Returns what to publish afterwards.
 
-        May claim one new step: see ``eager_claim``.
+        May claim one new step: see ``eager_claim``. That is its last act: what has been requested meanwhile is left to
+        a message, because nobody renews the claim's lease before this returns.
         """
         entry = self._cache.entry(run_id)
         entry.requests += 1
@@ -119,16 +120,22 @@ class Advancer:
                 continue
             try:
                 served = entry.requests
-                step = self._advance_locked(entry, None if result.claim is not None else eager_claim)
+                step = self._advance_locked(entry, eager_claim)
+                head = entry.head
             finally:
                 entry.lock.release()
             result.outcome = step.outcome
             result.messages += step.messages
             if step.wake_at_us is not None:
                 result.wake_at_us = step.wake_at_us
-            if step.claim is not None:
-                result.claim = step.claim
+            result.claim = step.claim
             if entry.requests == served:
+                break
+            if result.claim is not None:
+                if head is not None:
+                    result.messages.append(
+                        AdvanceMessage(run_id=run_id, agent=head.agent, queue=head.queue, priority=head.priority)
+                    )
                 break
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -117,6 +118,13 @@ def test_searches_are_charged_besides_the_tokens() -> None:
     assert priced.cost_nanousd == 100 * 1_250 + 3 * 10_000_000
 
 
+def test_a_fee_for_each_request_is_charged_besides_the_tokens() -> None:
+    usage = Usage(provider="perplexity", model_billed="sonar", input_tokens=1_000, output_tokens=10)
+    priced = PriceBook().price(usage, NOVEMBER)
+    assert priced is not None
+    assert (priced.other_cost_nanousd, priced.cost_nanousd) == (12_000_000, 1_010 * 1_000 + 12_000_000)
+
+
 @pytest.mark.parametrize(
     "usage",
     [
@@ -128,8 +136,18 @@ def test_searches_are_charged_besides_the_tokens() -> None:
         Usage(provider="openai", model_billed="gpt-4o", output_tokens=10),
         Usage(provider="google", model_billed="gemma-3", input_tokens=10, output_tokens=1),
         Usage(provider="openai", model_billed="text-embedding-3-small", input_tokens=10, output_tokens=1),
+        Usage(
+            provider="google",
+            model_billed="gemini-2.5-flash",
+            input_tokens=10,
+            output_tokens=1,
+            other_units=(("input_audio_tokens", 50),),
+        ),
     ],
-    ids=["model", "provider", "no model", "no tokens", "no output", "no input", "no prices", "no output price"],
+    ids=[
+        *("model", "provider", "no model", "no tokens", "no output", "no input", "no prices", "no output price"),
+        "more audio than input",
+    ],
 )
 def test_what_cannot_be_priced_in_full_is_unknown_not_zero(usage: Usage) -> None:
     assert PriceBook().price(usage, NOVEMBER) is None
@@ -355,3 +373,18 @@ def test_a_stated_tariff_selects_its_prices() -> None:
     assert flex_price is not None
     assert (plain_price.cost_nanousd, flex_price.cost_nanousd) == (1_250_000, 625_000)
     assert flex_price.price_source.endswith("service_tier=flex")
+
+
+def test_a_price_that_was_looked_up_before_is_for_calls_of_its_tariff() -> None:
+    book = PriceBook()
+    plain = Usage(provider="openai", model_billed="gpt-5", input_tokens=1_000, output_tokens=0)
+    flex = replace(plain, price_context=(("service_tier", "flex"),))
+    priced = [book.price(usage, NOVEMBER) for usage in (plain, flex, plain)]
+    assert [each and each.cost_nanousd for each in priced] == [1_250_000, 625_000, 1_250_000]
+
+
+def test_a_model_that_is_found_with_another_provider_is_not_priced_by_that_ones_tariffs() -> None:
+    plain = Usage(provider="azure", model_billed="claude-haiku-4-5", input_tokens=1_000, output_tokens=0)
+    batch = replace(plain, price_context=(("processing", "batch"),))
+    priced = [PriceBook().price(usage, NOVEMBER) for usage in (plain, batch)]
+    assert [each and each.cost_nanousd for each in priced] == [1_000_000, 1_000_000]

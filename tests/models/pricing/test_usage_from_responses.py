@@ -11,7 +11,7 @@ from openai.types.responses import Response
 
 from paidonce_models.errors import InvalidInput
 from paidonce_models.pricing import extract_usage
-from paidonce_models.pricing.usage_from_responses import request_ids_of
+from paidonce_models.pricing.usage_from_responses import legible_counts, request_ids_of
 from paidonce_models.usage import Usage
 
 CHAT = {
@@ -150,6 +150,19 @@ def test_embeddings_are_read_with_an_output_of_zero(response: object) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tier", "context"),
+    [
+        ("auto", ()),
+        ("standard", ()),
+        ("priority", (("service_tier", "priority"),)),
+        ("batch", (("processing", "batch"),)),
+    ],
+)
+def test_the_tier_that_a_response_names_is_its_tariff(tier: str, context: tuple[tuple[str, str], ...]) -> None:
+    assert extract_usage(CHAT | {"service_tier": tier}).price_context == context
+
+
 def test_anthropic_input_is_normalised_to_include_its_cache() -> None:
     assert extract_usage(ANTHROPIC) == ANTHROPIC_USAGE
 
@@ -208,6 +221,17 @@ def test_counts_that_contradict_each_other_are_refused_naming_both() -> None:
         extract_usage(CHAT | {"usage": usage})
     with pytest.raises(InvalidInput, match="cannot be read"):
         extract_usage(CHAT | {"usage": usage | {"prompt_tokens": -1}})
+
+
+def test_of_counts_that_contradict_each_other_only_whole_ones_are_legible() -> None:
+    usage = CHAT["usage"] | {"prompt_tokens": 100}  # type: ignore[operator] # a dict
+    found = legible_counts(CHAT | {"usage": usage})
+    assert found is not None and (found.input_tokens, found.output_tokens) == (100, 200)
+    found = legible_counts(CHAT | {"usage": usage | {"completion_tokens": 0}})
+    assert found is not None and found.output_tokens == 0
+    parts = {"input_tokens": 7, "cache_read_input_tokens": -1, "output_tokens": 5}
+    found = legible_counts(ANTHROPIC | {"usage": parts})  # 7 is only what came from no cache
+    assert found is not None and (found.input_tokens, found.output_tokens) == (None, 5)
 
 
 def test_the_request_id_is_the_header_before_the_body() -> None:

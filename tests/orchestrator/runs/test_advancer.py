@@ -20,6 +20,7 @@ from paidonce.replay.slice_threads import SliceThreads
 from paidonce.runs.advance_result import Advanced
 from paidonce.runs.advance_settings import AdvanceSettings
 from paidonce.runs.advancer import Advancer
+from paidonce.runs.eager_claims import EagerClaim
 from paidonce.runs.new_run import new_run
 from paidonce.settings import Settings
 from paidonce.testing.clock import FakeClock
@@ -30,9 +31,10 @@ from paidonce_models.payloads.payload_parts import split
 from paidonce_models.states import AttemptOutcome
 from paidonce_models.store.messages import AdvanceMessage, StepMessage
 from paidonce_models.store.queries import RunView, StepView, read_attempts, read_run, read_steps
+from paidonce_models.store.runs.advancing import NewStep
 from paidonce_models.store.runs.cancel_run import cancel_run
 from paidonce_models.store.runs.submission import submit_run
-from paidonce_models.store.steps.claims import Claim, claim_step
+from paidonce_models.store.steps.claims import Claim, Claimant, claim_step
 from paidonce_models.store.steps.completion import Acceptance, Completion
 
 
@@ -474,3 +476,19 @@ def test_only_code_that_runs_here_is_marked_and_results_are_committed_before_it(
     assert len(marks.marked) == 2
     process.advance(run_id)
     assert len(marks.marked) == 2, "there was nothing to run"
+
+
+def test_a_claim_is_the_last_act_of_an_advance_and_what_is_requested_meanwhile_gets_a_message(store: Store) -> None:
+    """Nobody renews its lease before the advance returns."""
+    process = Process(store)
+    run_id = store.submit(advanced, text="x")
+
+    def may_take(step: NewStep, agent: str) -> bool:
+        process.cache.entry(run_id).requests += 1  # another thread's
+        return True
+
+    claimant = Claimant(namespace="default", worker="w", lease_us=1_000_000)
+    result = process.advancer.advance(run_id, EagerClaim(claimant=claimant, may_take=may_take))
+    assert result.claim is not None and (result.claim.position, result.claim.attempt) == (1, 1)
+    assert [type(message) for message in result.messages] == [AdvanceMessage]
+    assert result.messages[0].run_id == run_id

@@ -236,3 +236,26 @@ with recording_into(CallRecorder()):
 assert not [name for name in sys.modules if name.startswith(("genai_prices", "paidonce_models.pricing"))]
 """
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_call_that_a_child_completes_while_it_tells_of_it_is_one(recorder: CallRecorder) -> None:
+    call = record_usage(RESPONSE)
+    recorder.drain()
+    recorder.take_over([call], [call])
+    assert (recorder.awaited(), recorder.drain()) == ([], [call])
+
+
+def test_what_a_child_waits_for_at_the_end_of_the_attempt_is_late(recorder: CallRecorder) -> None:
+    call = record_usage(RESPONSE)
+    recorder.drain()
+    recorder.take_over([], [call])
+    told: list[bool] = []
+    recorder.end(lambda: told.append(True))
+    assert (told, recorder.begin_flush()) == ([True], [call])
+
+
+def test_a_stated_cost_of_tokens_is_not_split(recorder: CallRecorder) -> None:
+    of_tokens = record_usage(provider="p", model="m", input_tokens=10, output_tokens=1, cost_usd="0.5")
+    of_units = record_usage(provider="p", cost_usd="0.5")
+    assert (of_tokens.cost_nanousd, of_tokens.other_cost_nanousd) == (500_000_000, None)
+    assert (of_units.cost_nanousd, of_units.other_cost_nanousd) == (500_000_000, 500_000_000)

@@ -185,6 +185,7 @@ def test_a_person_may_say_what_it_was_or_ask_for_another_attempt(
     stand.serve(stand.worker(asking(again), again, name="worker-2"))
     assert ends in (stand.run(run_id).result or b"")
     assert len(ran) == (1 if how else 2)
+    assert [each.outcome for each in stand.attempts(run_id)] == (["accepted"] if how else ["blocked", "accepted"])
 
 
 def test_a_run_with_a_blocked_step_goes_on_as_far_as_it_can_and_can_be_cancelled(stand: Stand) -> None:

@@ -11,7 +11,7 @@ from paidonce.policies import BreakerPolicy
 from paidonce_workers.breakers import circuit_decisions
 from paidonce_workers.breakers.circuit_breakers import CircuitBreakers
 from paidonce_workers.breakers.circuit_scripts import CircuitScripts
-from paidonce_workers.breakers.circuit_state import Verdict
+from paidonce_workers.breakers.circuit_state import Answer, CircuitState, Verdict
 from paidonce_workers.breakers.outcome import SUCCESS, failure
 from tests.services.valkey import RedisServer
 from tests.workers.breakers.conftest import MakeBreakers
@@ -113,3 +113,25 @@ def test_how_old_it_is_counts_from_the_question(breakers: CircuitBreakers, asked
     breakers._seen["search"] = (answer, time.monotonic() - 0.26)
     breakers.admit("search", POLICY, token="t")
     assert asked == ["search", "search"]
+
+
+def test_a_circuit_that_redis_has_forgotten_is_asked_about_and_counts_again(
+    breakers: CircuitBreakers, namespace: str, asked: list[str], stop_the_clock: Callable[[float], None]
+) -> None:
+    assert call(breakers) is Verdict.ADMITTED
+    assert breakers._link is not None
+    breakers._link.command("DEL", f"paidonce:{namespace}:breaker:search", limit_seconds=20.0)
+    assert [call(breakers, fails=True) for _ in range(3)] == [Verdict.ADMITTED] * 3, "one is lost with the key"
+    assert call(breakers) is Verdict.REFUSED
+
+
+def test_an_opening_is_not_forgotten_for_an_older_answer_that_arrives_later(breakers: CircuitBreakers) -> None:
+    def heard(state: CircuitState, now_us: int) -> None:
+        answer = Answer(verdict=Verdict.COUNTED, state=state, epoch=1, now_us=now_us)
+        breakers._hear("search", answer, is_shared=True, at_seconds=time.monotonic())
+
+    heard(CircuitState.OPEN, 2_000_000)
+    heard(CircuitState.CLOSED, 1_999_999)
+    assert breakers._known_closed("search", time.monotonic()) is None
+    heard(CircuitState.CLOSED, 2_000_001)
+    assert breakers._known_closed("search", time.monotonic()) is not None

@@ -44,6 +44,12 @@ def test_any_other_error_is_a_failure_of_the_kinds_that_the_classifier_names() -
     assert {"TimeoutError", "OSError", "Exception"} <= found.kinds
 
 
+def test_a_failure_beside_what_says_nothing_is_a_failure() -> None:
+    another = CircuitOpen.of("another", since=None, retry_at=None, reason="down")
+    assert outcome_of(ExceptionGroup("both", [another, TimeoutError("late")]), by_type).effect is Effect.FAILURE
+    assert outcome_of(ExceptionGroup("both", [another, Ignore()]), by_type) is NEUTRAL
+
+
 def test_what_the_policy_ignores_is_neutral_and_success_stays_success() -> None:
     policy = BreakerPolicy(ignore=("http:404",))
     assert failure({"http:404", "http:4xx"}).unless_ignored(policy) is NEUTRAL

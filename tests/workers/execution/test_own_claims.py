@@ -84,6 +84,17 @@ def test_a_claim_is_left_that_has_ended_since_it_was_seen(
     assert own.take(claim) is claim, "it was released"
 
 
+def test_a_claim_is_left_whose_step_was_cancelled_since_it_was_seen(
+    own: OwnClaims, stand: Stand, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_of_run", lambda run_id: [claim])
+    stand.cancel(claim.run_id)
+    stand.serve(stand.worker(owns, work, name="worker-2"))
+    assert stand.steps(claim.run_id)[0].state == "cancelled"
+    assert own.take_in_doubt(claim.run_id) is None
+    assert own.take(claim) is claim, "it was released"
+
+
 def test_a_claim_is_left_while_the_store_is_away(own: OwnClaims, claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(key: LeaseKey) -> bool:
         raise StoreUnreachable("away")

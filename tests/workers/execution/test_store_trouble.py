@@ -17,6 +17,7 @@ from paidonce_models.database.schema import ensure_schema
 from paidonce_models.database.transactions import Database
 from paidonce_models.errors import StatementRefused, StoreDenied, StoreUnavailable, StoreUnreachable
 from paidonce_models.states import RunState
+from paidonce_workers.bodies.interrupt import Reason
 from paidonce_workers.execution.store_waits import StoreWaits, WorkerStopping
 from tests.workers.stand import LEASE_SECONDS, Stand, StandWorker
 
@@ -32,6 +33,19 @@ def paid(number: int, size: int) -> str:
     record_usage(None, provider="openai", model="a model", input_tokens=10, output_tokens=5, cost_usd="0.002")
     during.pop("paid", lambda: None)()
     return f"{number}:{random.Random(number).randbytes(size).hex()}"  # which no compression makes smaller
+
+
+@step(name="troubled.twice")
+def twice() -> str:
+    for model in ("a model", "refused"):
+        record_usage(None, provider="openai", model=model, input_tokens=10, output_tokens=5, cost_usd="0.002")
+    during.pop("twice", lambda: None)()
+    return "done"
+
+
+@agent(name="troubled-twice")
+async def troubled_twice() -> str:
+    return await twice()
 
 
 @agent(name="troubled")
@@ -173,6 +187,35 @@ def test_a_result_that_the_store_refuses_blocks_the_run_and_keeps_its_cost(
     assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("blocked", 1, PRICE_NANOUSD)
     assert "not this one" in str(stand.steps(run_id)[0].error)
     assert any(getattr(record, "event", None) == "completion_refused" for record in caplog.records)
+
+
+REFUSES_A_CALL = (
+    "CREATE TRIGGER no BEFORE INSERT ON calls WHEN NEW.model_requested = 'refused' "
+    "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+)
+
+
+def test_a_call_that_the_store_refuses_costs_the_ledger_no_other(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = stand.submit(troubled_twice)
+    execute_on(stand, REFUSES_A_CALL)
+    stand.serve(stand.worker(troubled_twice, twice))
+    [attempt] = stand.attempts(run_id)
+    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("blocked", 1, PRICE_NANOUSD)
+    assert [getattr(record, "event", None) for record in caplog.records].count("call_refused") == 1
+
+
+def test_a_call_that_the_store_refuses_keeps_no_step_from_being_released(stand: Stand) -> None:
+    worker = stand.worker(troubled_twice, twice)
+    run_id = stand.submit(troubled_twice)
+    execute_on(stand, REFUSES_A_CALL)
+    during["twice"] = lambda: worker.bodies.interrupt(worker.held.all()[0].key, Reason.HANDED_BACK)
+    worker.serve(stand.publisher.messages.popleft())
+    worker.serve(stand.publisher.messages.popleft())
+    [attempt] = stand.attempts(run_id)
+    assert (attempt.outcome, attempt.calls, attempt.cost_nanousd) == ("cancelled", 1, PRICE_NANOUSD)
+    assert stand.steps(run_id)[0].state == "scheduled"
 
 
 def test_an_advance_that_the_store_refuses_blocks_the_run_and_costs_no_result(stand: Stand) -> None:

@@ -36,9 +36,10 @@ class Signs:
     def __init__(self, stand: Stand) -> None:
         self._stand = stand
         self.of: dict[str, Sign] = {}
+        self.looked_everywhere = False
 
     def read(self, *, everywhere: bool) -> list[tuple[WitnessRow, Sign]]:
-        del everywhere
+        self.looked_everywhere = everywhere
         with self._stand.database.read() as connection:
             rows = read_witnesses(connection, namespace=NAMESPACE, place="here", everywhere=True)
         return [(row, self.of[row.worker]) for row in rows]
@@ -130,6 +131,14 @@ def test_what_a_dead_process_held_is_published_again_at_the_next_look(scene: Sce
     assert [type(message) for message in scene.stand.publisher.take()] == [StepMessage]
     with scene.stand.database.read() as connection:
         assert not read_witnesses(connection, namespace=NAMESPACE, place="here", everywhere=True)
+
+
+def test_the_leader_of_the_sweeping_looks_at_the_processes_of_all_places(scene: Scene) -> None:
+    scene.look()
+    assert not scene.signs.looked_everywhere
+    scene.sweeper.sweep()
+    scene.look()
+    assert scene.signs.looked_everywhere
 
 
 @pytest.mark.parametrize("sign", [Sign.ALIVE, Sign.UNKNOWN])

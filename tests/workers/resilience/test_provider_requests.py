@@ -112,10 +112,16 @@ def telling(url: str, times: int) -> str:
     return declared.fn(url, times)
 
 
+@step(name="llm.broken", provider="openai")
+def broken(url: str, times: int) -> str:
+    raise ConnectionError("of something else")
+
+
 @agent(name="llm.asker")
 async def asker(url: str, how: str, times: int = 1) -> str:
     try:
-        return str(await {"declared": declared, "learned": learned, "telling": telling}[how](url, times))
+        steps = {"declared": declared, "learned": learned, "telling": telling, "broken": broken}
+        return str(await steps[how](url, times))
     except CircuitOpen as error:
         return f"{error.target} is open"
 
@@ -130,7 +136,7 @@ async def patient(url: str) -> str:
     return await persistent(url, 1)
 
 
-AGENTS = (declared, learned, telling, persistent, asker, patient)
+AGENTS = (declared, learned, telling, broken, persistent, asker, patient)
 
 
 def run(stand: Stand, worker: StandWorker, model: Model, how: str, times: int = 1) -> str:
@@ -158,6 +164,18 @@ def test_a_declared_provider_holds_its_steps_back(stand: Stand, breakers: Circui
     sweeper.sweep()
     stand.serve(worker)
     assert stand.run(run_id).result == b'"yes"'
+
+
+def test_a_step_that_its_provider_holds_back_keeps_no_probe_of_its_own_circuit(
+    stand: Stand, breakers: CircuitBreakers, model: Model
+) -> None:
+    book = parse_policies("targets: {llm.declared: {breaker: true}}", "paidonce.yaml")
+    worker = stand.worker(*AGENTS, breakers=breakers, book=book)
+    breakers.force_open(CIRCUIT, for_seconds=60)
+    breakers.force_open("llm.declared", 0)  # the next call is a probe
+    assert stand.run(run(stand, worker, model, "declared")).state is RunState.PARKED
+    own = {each.circuit: each for each in breakers.states()}["llm.declared"]
+    assert (own.state, own.probes_under_way) == (CircuitState.HALF_OPEN, 0)
 
 
 def test_a_step_that_says_raise_is_told(stand: Stand, breakers: CircuitBreakers, model: Model) -> None:
@@ -211,6 +229,16 @@ def test_a_bad_request_does_not(stand: Stand, breakers: CircuitBreakers, model: 
         run(stand, worker, model, how)
     time.sleep(0.2)
     assert CircuitState.OPEN not in [each.state for each in breakers.states()]
+
+
+def test_a_step_that_fails_without_a_request_says_nothing_of_its_provider(
+    stand: Stand, breakers: CircuitBreakers, model: Model
+) -> None:
+    worker = stand.worker(*AGENTS, breakers=breakers, book=WATCHED)
+    for _ in range(4):
+        assert stand.run(run(stand, worker, model, "broken")).state is RunState.FAILED
+    (found,) = [each for each in breakers.states() if each.circuit == CIRCUIT]
+    assert (found.state, found.consecutive_failures) == (CircuitState.CLOSED, 0)
 
 
 @pytest.mark.parametrize("how", ["declared", "learned"])

@@ -212,6 +212,19 @@ def test_one_that_fails_for_its_own_reasons_does_not_keep_the_others_waiting(
     assert [stand.run(each).state for each in runs] == [RunState.FAILED, RunState.SUCCEEDED, RunState.SUCCEEDED]
 
 
+def test_a_delivery_that_finds_nothing_to_do_keeps_no_probe_from_others(
+    stand: Stand, breakers: CircuitBreakers
+) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    state["down"] = False
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    breakers.force_open("circuits.search", 0)  # the next call is a probe
+    worker.executor.execute(run_id, 1, "circuits.search", "circuits.searcher")
+    (found,) = [each for each in breakers.states() if each.circuit == "circuits.search"]
+    assert (found.state, found.probes_under_way, len(called)) == (CircuitState.HALF_OPEN, 0, 1)
+
+
 def test_what_is_parked_is_no_attempt_and_no_money(stand: Stand, breakers: CircuitBreakers) -> None:
     worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
     breakers.force_open("circuits.search", for_seconds=60)
@@ -335,6 +348,20 @@ def test_a_circuit_that_redis_has_forgotten_is_found_out_by_one_probe(
     for _ in range(4):
         wake(stand, worker, sweeper)
     assert {stand.run(each).state for each in runs} == {RunState.SUCCEEDED}
+
+
+def test_while_redis_is_away_nobody_wakes_before_it_is_due(stand: Stand, breakers: CircuitBreakers) -> None:
+    worker = stand.worker(*AGENTS, book=book(), breakers=breakers)
+    breakers.force_open("circuits.search", 60)
+    run_id = stand.submit(searcher)
+    settle(stand, worker)
+    away = CircuitBreakers("redis://127.0.0.1:1", namespace="away", classify=describe_failure, probe_seconds=10.0)
+    sweeper = lead(stand, away)
+    assert stand.run(run_id).state is RunState.PARKED
+    stand.pass_time(61)
+    sweeper.sweep()
+    away.close()
+    assert stand.run(run_id).state is RunState.RUNNING
 
 
 @pytest.mark.slow
@@ -494,6 +521,17 @@ def test_no_retry_is_begun_that_the_total_time_has_no_room_for(stand: Stand, bre
         stand.pass_time(50)
     assert stand.run(run_id).state is RunState.FAILED
     assert len(called) == 2
+
+
+def test_a_retry_brings_the_budget_of_retries_nothing(stand: Stand, breakers: CircuitBreakers) -> None:
+    more = ", retry: {max_attempts: 2, base: 1ms, cap: 1ms, jitter: none}, retry_budget: {ratio: 1}"
+    worker = stand.worker(*AGENTS, book=book(more=more, failures=99), breakers=breakers)
+    stand.submit(searcher)
+    stand.serve(worker)
+    assert breakers._budgets._counted == {}, "the first attempt was told of with its retry"
+    state["down"] = False
+    settle(stand, worker)
+    assert (len(called), breakers._budgets._counted) == (2, {})
 
 
 def test_retries_beyond_the_fleets_budget_are_put_off_and_made(stand: Stand, breakers: CircuitBreakers) -> None:

@@ -279,6 +279,8 @@ class Decider:
         answer, heard_at_seconds = self._seen.get(circuit, (None, 0.0))
         if answer is None or answer.state is not CircuitState.CLOSED or circuit in self._alone:
             return None
+        if answer.verdict is Verdict.LATE:  # Redis may have forgotten the circuit: then only a request makes it anew
+            return None
         if at_seconds - heard_at_seconds >= CLOSED_SECONDS:
             return None
         return Answer(verdict=Verdict.ADMITTED, state=CircuitState.CLOSED, epoch=answer.epoch, now_us=answer.now_us)
@@ -291,7 +293,10 @@ class Decider:
         self._states[circuit] = answer.state
         if is_shared:
             self._alone.pop(circuit, None)
-            self._seen[circuit] = (answer, at_seconds)
+            known, _ = self._seen.get(circuit, (answer, 0.0))
+            # Two threads may hear in another order than Redis decided: an opening must not be forgotten.
+            if answer.state is not CircuitState.CLOSED or answer.now_us >= known.now_us:
+                self._seen[circuit] = (answer, at_seconds)
         if answer.transition is not None:
             change = CircuitChange.of(circuit, answer, answer.transition, is_shared=is_shared)
             self._announcer.tell(partial(self._tell, change))

@@ -55,7 +55,7 @@ class Completions:
         ``recorded_at_us`` estimates the store's clock. Waits for a store that is away.
         """
         claim = completion.claim
-        asked: list[Gate] = []
+        asked: list[tuple[int, Gate]] = []
         eager_claim = None if eager is None else self._eager_claim(eager, asked)
         tries = itertools.count(1)
 
@@ -80,13 +80,14 @@ class Completions:
 
         Waits for a store that is away.
         """
-        asked: list[Gate] = []
+        asked: list[tuple[int, Gate]] = []
         eager_claim = None if eager is None else self._eager_claim(eager, asked)
         tries = itertools.count(1)
 
         def act() -> AdvanceResult:
             again = next(tries) > 1
-            result = self._advancer.advance(run_id, eager_claim)
+            # Another claim would hide the one that may be committed.
+            result = self._advancer.advance(run_id, None if again else eager_claim)
             result.claim = self._own.take(result.claim)
             if again and eager_claim is not None and result.claim is None:
                 result.claim = self._own.take_in_doubt(run_id)
@@ -94,22 +95,23 @@ class Completions:
 
         return self._until_done(act, f"run {run_id}", asked)
 
-    def _until_done(self, act: Callable[[], AdvanceResult], what: str, asked: list[Gate]) -> AdvanceResult:
+    def _until_done(self, act: Callable[[], AdvanceResult], what: str, asked: list[tuple[int, Gate]]) -> AdvanceResult:
         taken: Claim | None = None
         try:
             result = self._store_waits.until_done(act, what)
             taken = result.claim
             return result
         finally:
-            if taken is not None and asked:
-                self._gates[key_of(taken)] = asked.pop()
-            for gate in asked:
-                gate.release()
+            for position, gate in reversed(asked):
+                if taken is not None and position == taken.position and key_of(taken) not in self._gates:
+                    self._gates[key_of(taken)] = gate
+                else:
+                    gate.release()
 
-    def _eager_claim(self, eager: EagerExecution[Any], asked: list[Gate]) -> EagerClaim:
+    def _eager_claim(self, eager: EagerExecution[Any], asked: list[tuple[int, Gate]]) -> EagerClaim:
         """Request the claim of the next step in the commit, if this thread may execute it and no circuit is open.
 
-        The gates that permitted it are added to ``asked``; the last one is that of the step that is claimed.
+        The gates that permitted a step are added to ``asked`` with its position.
         """
 
         def may_take(step: NewStep, agent: str) -> bool:
@@ -118,7 +120,7 @@ class Completions:
             gate = self._circuits.ask(step.name, agent)
             if gate.refused is not None:
                 return False
-            asked.append(gate)
+            asked.append((step.position, gate))
             return True
 
         return EagerClaim(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -225,11 +226,13 @@ class Executor:
     def advance(self, run_id: str) -> AdvanceResult:
         """One delivery of an advance message."""
         eager = current_eager_execution.get()
-        result = self._completions.advance(run_id, eager)
+        # An interrupt between a claim's commit and the next line would leave a step that nobody executes.
+        with nullcontext() if eager is None else shielded():
+            result = self._completions.advance(run_id, eager)
+            if eager is not None and result.claim is not None:
+                eager.keep_claim(result.claim)
         if result.outcome is Advanced.NO_RUN:
             self._foreign.note(run_id)
-        if eager is not None and result.claim is not None:
-            eager.keep_claim(result.claim)
         self._publish_what_follows(result.messages)
         self._local_schedule.wake_run(run_id, result.wake_at_us)
         return result

@@ -1,9 +1,9 @@
 """What to record of an attempt whose end the store refuses because of its data, not because of the store's state.
 
-Owns the fallbacks: the completion as it is; blocked with its result kept; without any data but the reason, and with
-all that was spent; without the calls, which are written one by one. A body that was paid for is not executed again for
-this, and its thread does not retry for ever. A store that refuses even the plainest form is itself broken, whatever it
-reports: wait for it.
+Owns the fallbacks: the completion as it is; blocked with its result kept; the same without the calls, which are written
+one by one; without any data but the reason, and with all that was spent; without these and the calls. A body that was
+paid for is not executed again for this, and its thread does not retry for ever. A store that refuses even the plainest
+form is itself broken, whatever it reports: wait for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def record_in_some_form(record: Callable[[Completion], R], completion: Completio
     """Record the completion in the first form that the store accepts. Raises ``StoreUnreachable``: try again later."""
     claim = completion.claim
     refusal: StatementRefused | None = None
-    for form_of in (_as_it_is, _as_kept, _plainly, _without_calls):
+    for form_of in (_as_it_is, _as_kept, _as_kept_without_calls, _plainly, _without_calls):
         form = form_of(completion, refusal)
         if form is None:
             continue
@@ -73,6 +73,12 @@ def _as_kept(completion: Completion, refusal: StatementRefused | None) -> Comple
     if not completion.succeeded or completion.result_json is None:
         return None
     return _blocked(completion, refusal, keep_encoded(completion.result_json))
+
+
+def _as_kept_without_calls(completion: Completion, refusal: StatementRefused | None) -> Completion | None:
+    """It may be one of the calls that is refused: that must not cost the result."""
+    kept = _as_kept(completion, refusal)
+    return None if kept is None or not completion.calls else replace(kept, calls=())
 
 
 def _plainly(completion: Completion, refusal: StatementRefused | None) -> Completion | None:

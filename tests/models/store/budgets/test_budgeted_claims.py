@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from paidonce_models.budgets import Budget, Maxima, Period, Source, Unit
 from paidonce_models.instants import microseconds_of
-from paidonce_models.states import RunState
+from paidonce_models.states import AttemptOutcome, RunState
+from paidonce_models.store.blocking.blocked_steps import ENCODED, Blocking
+from paidonce_models.store.budgets.budget_accounts import bounds_of
 from paidonce_models.store.budgets.budget_balances import read_budgets_now
 from paidonce_models.store.budgets.budget_rules import declare_budgets, read_budgets, remove_budget, set_budget
 from paidonce_models.store.budgets.held_steps import let_go, steps_with_room, tidy_held_steps
@@ -333,6 +336,17 @@ def test_a_guess_takes_no_more_than_is_left_and_only_nothing_stops_it(store: Sto
     assert store.claim(store.running(name="module.third")) is None
 
 
+def test_calls_without_a_price_teach_how_many_tokens_they_take(store: Store) -> None:
+    limit(store, 100_000, unit=Unit.TOKENS)
+    store.guesses[Unit.TOKENS] = 9_000
+    claim = store.claimed(store.running())
+    unknown = replace(paid_call(claim), cost_nanousd=None, other_cost_nanousd=None, input_tokens=5)
+    store.complete(replace(success(claim), calls=[unknown]))
+    assert store.row("SELECT unpriced_calls FROM budget_accounts").unpriced_calls == 0
+    store.claimed(store.running())
+    assert account(store) == (5, 5)
+
+
 def test_calls_without_a_price_are_counted_and_teach_nothing(store: Store) -> None:
     limit(store, 100_000)
     store.guesses[Unit.USD] = 9_000
@@ -343,6 +357,18 @@ def test_calls_without_a_price_are_counted_and_teach_nothing(store: Store) -> No
     assert tuple(row) == (PRICE_NANOUSD, 0, 1)
     store.claimed(store.running())
     assert account(store) == (PRICE_NANOUSD, 9_000)
+
+
+@pytest.mark.parametrize("has_run", [True, False], ids=["its result does not fit", "its body was not called"])
+def test_a_blocked_attempt_teaches_what_it_cost_if_its_body_has_run(store: Store, *, has_run: bool) -> None:
+    limit(store, 100_000)
+    store.guesses[Unit.USD] = 40_000
+    claim = store.claimed(store.running())
+    blocking = Blocking(reason="result_not_storable", form=ENCODED if has_run else None)
+    calls = [paid_call(claim)] if has_run else []
+    store.complete(replace(failure(claim), outcome=AttemptOutcome.BLOCKED, blocking=blocking, calls=calls))
+    store.claimed(store.running())
+    assert account(store) == ((PRICE_NANOUSD, PRICE_NANOUSD) if has_run else (0, 40_000))
 
 
 def test_a_success_that_comes_after_its_step_was_cancelled_teaches_nothing(store: Store) -> None:
@@ -422,6 +448,21 @@ def test_an_account_of_a_day_begins_with_the_calls_of_that_day(store: Store) -> 
     limit(store, 100_000)
     store.claimed(store.running(name="module.other"))
     assert account(store) == (2 * PRICE_NANOUSD, store.guesses[Unit.USD])
+
+
+def test_each_month_ends_where_the_next_begins() -> None:
+    months = [f"2027-{month:02}" for month in range(1, 13)]
+    for month, following in pairwise([*months, "2028-01", "2028-02", "2028-03"]):
+        assert bounds_of(month)[0] < bounds_of(month)[1] == bounds_of(following)[0]
+
+
+def test_an_account_of_tokens_begins_with_those_that_went_in_and_came_out(store: Store) -> None:
+    claim = store.claimed(store.running())
+    counts = ({"input_tokens": 30, "output_tokens": 12}, {"input_tokens": 5})
+    store.complete(replace(success(claim), calls=[replace(paid_call(claim), **each) for each in counts]))
+    limit(store, 10_000, unit=Unit.TOKENS)
+    store.claimed(store.running(name="module.other"))
+    assert account(store) == (30 + 12 + 5, store.guesses[Unit.TOKENS])
 
 
 def test_an_account_of_steps_begins_without_their_retries(store: Store) -> None:

@@ -138,6 +138,27 @@ def test_the_agent_is_told_when_it_has_waited_too_long(store: Store) -> None:
     assert store.transact(tidy_parked_steps, **PLACE) == 1
 
 
+def test_a_probe_in_vain_keeps_its_deadline(store: Store) -> None:
+    run_id = store.running()
+    parking = replace(PARKING, most_us=60 * SECOND_US)
+    park(store, run_id, parking=parking)
+    for _ in range(2):
+        store.clock.move(25 * SECOND_US)
+        assert wake(store) == [run_id]
+        assert park(store, run_id, parking=parking)
+    assert store.transact(give_up_parked, **PLACE, known={}) == []
+    store.clock.move(11 * SECOND_US)
+    (message,) = store.transact(give_up_parked, **PLACE, known={})
+    assert message.run_id == run_id
+
+
+def test_a_run_with_a_retry_ahead_can_proceed_while_another_step_is_parked(store: Store) -> None:
+    run_id = store.running(steps=2)
+    store.complete(failure(store.claimed(run_id, 2), retry_after_us=60 * SECOND_US))
+    park(store, run_id)
+    assert state(store, run_id) == ("running", None, "parked")
+
+
 def test_what_it_is_told_is_since_when_the_circuit_is_open_and_not_the_step_asleep(store: Store) -> None:
     run_id = store.running()
     park(store, run_id, parking=replace(PARKING, circuit="provider:openai", most_us=60 * SECOND_US))

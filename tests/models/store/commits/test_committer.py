@@ -456,6 +456,24 @@ def kill_after_opening(database: GatedDatabase, store: Store) -> None:
     committer.commit(completion_item(success(second)))
 
 
+def test_of_two_advances_of_the_same_log_one_is_committed(store: Store, database: GatedDatabase) -> None:
+    database.gate.set()
+    head = store.head(store.submit().run_id)
+    progress = replace(_nothing_more(head), to_seq=head.last_seq)
+    committer = Committer(database)
+    assert [committer.commit(advance_item(head, progress)) for _ in range(2)] == [True, False]
+
+
+def test_the_end_of_a_run_with_an_open_child_is_left_to_who_cancels_that(store: Store, database: GatedDatabase) -> None:
+    database.gate.set()
+    run_id = store.submit().run_id
+    store.advance(run_id, steps=1, children=1)
+    first, head = store.claimed(run_id), store.head(run_id)
+    progress = replace(_nothing_more(head), state=RunState.SUCCEEDED, end=succeeded())
+    assert not Committer(database).commit(together_item(success(first), head, progress, first.claimed_at_us))
+    assert [row.state for row in store.rows("SELECT state FROM steps")] == ["running", "running"]
+
+
 @pytest.mark.parametrize("beside_another", [False, True])
 def test_a_step_that_is_being_claimed_while_its_run_ends_is_cancelled(
     store: Store, database: GatedDatabase, beside_another: bool

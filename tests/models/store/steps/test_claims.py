@@ -28,6 +28,16 @@ def test_the_time_of_a_step_counts_from_its_first_claim_without_what_was_parked(
         assert abs(each.elapsed_us - 200 * SECOND_US) < SLOW_MACHINE_US
 
 
+def test_the_time_of_a_step_leaves_out_each_time_that_it_was_parked(store: Store) -> None:
+    run_id = store.running()
+    for _ in range(2):
+        store.complete(failure(store.claimed(run_id), retry_after_us=0))
+        store.transact(park_step, namespace=NAMESPACE, run_id=run_id, position=1, parking=PARKING)
+        store.clock.move(1_000 * SECOND_US)
+        store.transact(unpark_step, ParkedKey(run_id, 1))
+    assert store.claimed(run_id).elapsed_us < SLOW_MACHINE_US
+
+
 def test_a_worker_finds_its_own_claims_and_nobody_elses(store: Store) -> None:
     run_id = store.running(steps=3)
     for position, worker in ((1, "w1"), (2, "w2"), (3, "w1")):

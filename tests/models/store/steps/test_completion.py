@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paidonce_models.states import AttemptOutcome, RunState
+from paidonce_models.store.blocking.blocked_steps import Blocking
+from paidonce_models.store.circuits.parked_steps import Parking
 from paidonce_models.store.ledger.call_rows import insert_calls
 from paidonce_models.store.messages import StepMessage
 from paidonce_models.store.queries import read_attempts, read_run
@@ -117,6 +121,31 @@ def test_a_zombies_failure_does_not_put_off_the_next_attempt(store: Store) -> No
     store.claimed(run_id, worker="w2")
     assert store.complete(zombie) is Acceptance.FENCED
     assert tuple(store.row("SELECT state, attempt, failed FROM steps")) == ("running", 2, 0)
+
+
+@pytest.mark.parametrize("end", ["parked", "blocked"])
+def test_a_zombie_does_not_stop_the_next_attempt(store: Store, end: str) -> None:
+    run_id = store.running()
+    zombie = failure(store.claimed(run_id))
+    store.transact(reclaim_step, key_of(zombie.claim), why="dead", alone=True, anyway=True)
+    store.claimed(run_id, worker="w2")
+    if end == "parked":
+        parking = Parking(circuit="search", retry_in_us=SECOND_US, most_us=60 * SECOND_US)
+        stopped = replace(zombie, outcome=AttemptOutcome.SHORT_CIRCUITED, parking=parking)
+    else:
+        stopped = replace(zombie, outcome=AttemptOutcome.BLOCKED, blocking=Blocking(reason="step_does_not_fit"))
+    assert store.complete(stopped) is Acceptance.FENCED
+    assert tuple(store.row("SELECT state, attempt, lease_owner FROM steps")) == ("running", 2, "w2")
+
+
+def test_a_zombie_leaves_the_lease_of_an_attempt_whose_body_is_being_stopped(store: Store) -> None:
+    run_id = store.running()
+    zombie = success(store.claimed(run_id))
+    store.transact(reclaim_step, key_of(zombie.claim), why="dead", alone=True, anyway=True)
+    store.claimed(run_id, worker="w2")
+    store.advance(run_id, cancelled=(1,))
+    assert store.complete(zombie) is Acceptance.FENCED
+    assert tuple(store.row("SELECT state, lease_owner FROM steps")) == ("cancelled", "w2")
 
 
 def test_what_a_cancelled_step_spent_is_recorded(store: Store) -> None:

@@ -95,6 +95,17 @@ def test_renewing_answers_for_what_is_still_this_workers_own(store: Store) -> No
     assert store.transact(renew_leases, worker="w1", held=[], lease_us=LEASE_US) == {}
 
 
+def test_a_heartbeat_for_an_old_attempt_does_not_renew_the_next_one_of_the_same_worker(store: Store) -> None:
+    run_id = store.running()
+    first = store.claimed(run_id)
+    store.transact(release_step, key_of(first), reason="stopping")
+    second = store.claimed(run_id)
+    store.clock.move(LEASE_US - SECOND_US)
+    assert store.transact(renew_leases, worker="w1", held=[key_of(first)], lease_us=LEASE_US) == {}
+    store.clock.move(2 * SECOND_US)
+    assert store.read(expired_leases, namespace=NAMESPACE, shard=0) == [key_of(second)]
+
+
 def test_a_renewed_lease_does_not_expire(store: Store) -> None:
     claim = store.claimed(store.running())
     for _ in range(5):
