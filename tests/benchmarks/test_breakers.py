@@ -20,10 +20,10 @@ def test_the_slowest_guarded_call_is_held_against_the_mark() -> None:
     assert (commands["value"], commands["kept"]) == (2.5, False)
 
 
-def test_a_guarded_call_costs_two_commands(redis_server: RedisServer) -> None:
+def test_a_guarded_call_costs_two_commands_at_most(redis_server: RedisServer) -> None:
     """Not how long it takes: that says nothing on a machine that is busy with tests."""
     done = CliRunner().invoke(main, ["--url", redis_server.url(), "--calls", "160", "--json"], catch_exceptions=False)
     rows = {row["case"]: row for row in map(json.loads, done.output.splitlines()) if "case" in row}
     assert rows["def, unguarded"]["commands_per_call"] == 0
     for case in ("def, guarded", "step: admit and report", "async def, guarded"):
-        assert rows[case]["commands_per_call"] == 2, case
+        assert 1 <= rows[case]["commands_per_call"] <= 2, case  # one while the circuit is known to be closed
