@@ -39,8 +39,6 @@ MOST_BYTES: Final = 1 << 20
 _MOST_ROUNDS: Final = 8
 """How many batches a leader commits for others before another thread has its turn."""
 _LOOK_AGAIN_SECONDS: Final = 1.0
-
-
 _LOCK_RUN: Final = text("SELECT 1 FROM runs WHERE id = :run_id FOR UPDATE")
 
 
